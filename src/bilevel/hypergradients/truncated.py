@@ -1,0 +1,62 @@
+"""Truncated reverse mode: the last steps only. One step is T1–T2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from bilevel.derivatives import Derivatives
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, cotangent_of
+from bilevel.hypergradients.reverse import reverse_sweep, train
+from bilevel.optimizers import Optimizer
+from bilevel.problem import Batch
+
+
+@dataclass(frozen=True, config=STRICT)
+class Truncated(Hypergradient):
+    """∂L₂/∂λ + Σ_{t > T−K} B_t A_{t+1} … A_T ∂L₂/∂w_T.
+
+    steps: K. With 1 the graph of the last training step itself is used: one mixed product, nothing stored. K ≥ T is
+    exact.
+
+    Source: Luketina et al. 2016 (T1–T2, K = 1); Shaban et al. 2019 (any K).
+    """
+
+    steps: Annotated[int, Field(ge=1)] = 1
+
+    def _estimate(
+        self,
+        derivatives: Derivatives,
+        optimizer: Optimizer,
+        state: Tensor,
+        batches: Sequence[Batch],
+        outer_batch: Batch,
+    ) -> Estimate:
+        kept = min(self.steps, len(batches))
+        state = advance(derivatives, optimizer, state, batches, len(batches) - kept)
+        if kept == 1:
+            return _last_step(derivatives, optimizer, state, batches[len(batches) - 1], outer_batch)
+        last = [batches[index] for index in range(len(batches) - kept, len(batches))]
+        state, trajectory = train(derivatives, optimizer, state, last)
+        outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
+        hypergradient = reverse_sweep(derivatives, optimizer, state, trajectory, last, outer)
+        return Estimate(state, hypergradient, outer.loss, derivatives.cost)
+
+
+def _last_step(
+    derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batch: Batch, outer_batch: Batch
+) -> Estimate:
+    inner = derivatives.linearize(optimizer.params(state), batch)
+    state = optimizer.step(state, inner.gradient, derivatives.hyper)
+    outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
+    hypergradient = outer.hyper.clone()
+    vector = optimizer.adjoint_(cotangent_of(optimizer, state, outer.params))
+    inner.add_mixed_product(vector, hypergradient)
+    return Estimate(state, hypergradient, outer.loss, derivatives.cost)
+
+
+METHOD = Truncated

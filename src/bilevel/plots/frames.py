@@ -1,0 +1,39 @@
+"""Reading tables into frames. A table that is not there is an empty frame: a gap in the figure, not an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from bilevel.statistics import Interval, mean_interval
+from bilevel.tables import TableName, read_table
+
+_COLUMNS: dict[TableName, list[str]] = {
+    "trace": ["study", "method", "seed", "step", "metric", "value"],
+    "histograms": ["study", "method", "seed", "quantity", "group", "left", "right", "count"],
+}
+
+
+def read(tables: Path, name: TableName) -> pd.DataFrame:
+    """Read `trace.csv` or `histograms.csv`."""
+    path = tables / f"{name}.csv"
+    return read_table(path, name) if path.exists() else pd.DataFrame(columns=_COLUMNS[name])
+
+
+def series(trace: pd.DataFrame, study: str, method: str, metric: str) -> dict[int, list[float]]:
+    """Values over seeds at each outer step; what a diverged seed left empty is dropped."""
+    chosen = trace[(trace["study"] == study) & (trace["method"] == method) & (trace["metric"] == metric)]
+    chosen = chosen.dropna(subset=["value"]).sort_values(["step", "seed"])
+    steps = chosen.groupby("step")["value"]
+    return {int(str(step)): [float(value) for value in values] for step, values in steps}
+
+
+def intervals(values: dict[int, list[float]]) -> dict[int, Interval]:
+    """Mean and 95 % t-interval at each step."""
+    return {step: mean_interval(sample) for step, sample in values.items()}
+
+
+def methods(frame: pd.DataFrame, study: str) -> list[str]:
+    """Methods of a study that have rows, in alphabetical order."""
+    return sorted(frame.loc[frame["study"] == study, "method"].unique())

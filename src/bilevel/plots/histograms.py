@@ -1,0 +1,91 @@
+"""Small multiples of histograms: learned weights of clean and of corrupted samples, a row of panels a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from bilevel.plots.frames import methods
+from bilevel.plots.look import GROUPS, Look
+from bilevel.plots.sheet import RC, Group, Panel, Sheet, canvas, empty
+
+WIDTH, HEIGHT = 1.72, 1.34
+QUANTITY = "sample_weight"
+
+Shares = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Group of samples -> (share of its samples in each bin in percent, edges of the bins)."""
+
+
+def weights_histogram(histograms: pd.DataFrame, studies: Sequence[str], look: Look) -> Sheet:
+    """Share of the clean and of the corrupted samples in each bin of the learned weight, all seeds together."""
+    rows = histograms[histograms["quantity"] == QUANTITY]
+    shares: dict[str, dict[str, Shares]] = {}
+    missing: dict[str, list[str]] = {}
+    for study in studies:
+        drawn, missing[study] = look.order(study, methods(rows, study))
+        shares[study] = {method: _shares(rows, study, method) for method in drawn}
+    groups = tuple(_row(study, shares[study], missing[study], look) for study in studies)
+    title = "Learned weights of clean and of corrupted samples"
+    return Sheet(title, "One row of panels a study, one panel a method.", groups, columns=5)
+
+
+def _row(study: str, shares: dict[str, Shares], missing: Sequence[str], look: Look) -> Group:
+    drawn = [_panel(look.method(method), found) for method, found in shares.items()]
+    gaps = [empty(WIDTH, HEIGHT, look.method(method)) for method in missing]
+    name = look.study(study)
+    return Group(name, tuple(drawn + gaps) or (empty(WIDTH, HEIGHT, name),))
+
+
+def _shares(rows: pd.DataFrame, study: str, method: str) -> Shares:
+    chosen = rows[(rows["study"] == study) & (rows["method"] == method)]
+    found: Shares = {}
+    for group in GROUPS:
+        bins = chosen[chosen["group"] == group].groupby(["left", "right"], as_index=False)["count"].sum()
+        total = float(bins["count"].sum())
+        if total > 0:
+            edges = np.append(bins["left"].to_numpy(float), bins["right"].to_numpy(float)[-1])
+            found[group] = (100 * bins["count"].to_numpy(float) / total, edges)
+    return found
+
+
+def _panel(title: str, shares: Shares) -> Panel:
+    if not shares:
+        return empty(WIDTH, HEIGHT, title)
+    figure = canvas(WIDTH, HEIGHT)
+    with matplotlib.rc_context(dict(RC)):
+        axes = figure.add_axes((0.17, 0.2, 0.79, 0.63))
+        for group, (share, edges) in shares.items():
+            axes.stairs(share, edges, color=GROUPS[group], fill=True, alpha=0.22, linewidth=0)
+            axes.stairs(share, edges, color=GROUPS[group], linewidth=1.3, linestyle=_DASH[group])
+        _frame(axes, title)
+    return Panel(figure, f"Learned weights: {title}", _words(shares))
+
+
+_DASH = {"clean": "solid", "corrupted": (0, (3, 1))}
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=8.5, fontweight="bold", pad=4)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    top = max(axes.get_ylim()[1], 1.0)
+    axes.set_ylim(0, top)
+    axes.locator_params(axis="y", nbins=3)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%" if value else "0")
+    axes.tick_params(labelsize=7.5, length=2, width=0.6, pad=2)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y")
+    axes.spines["left"].set_visible(False)
+
+
+def _words(shares: Shares) -> str:
+    """Share of each group above one half, the weight that everything starts from."""
+    texts = [
+        f"{share[edges[:-1] >= 0.5].sum():.0f} % of the {group} samples have a weight of one half or more"
+        for group, (share, edges) in shares.items()
+    ]
+    return "; ".join(texts) + "."

@@ -1,0 +1,156 @@
+"""Lines with bands and their names at the right end: what the families of line figures share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from matplotlib.axes import Axes
+from scipy.optimize import isotonic_regression
+
+from bilevel.plots.look import Look
+from bilevel.plots.sheet import RC, Panel, canvas, empty
+from bilevel.statistics import Interval
+
+WIDTH, HEIGHT = 4.35, 3.1
+LEFT, RIGHT, BOTTOM, TOP = 0.42, 1.42, 0.44, 0.5
+"""Margins in inches; names of methods stand in the right one."""
+
+LABEL_GAP = 0.152
+"""Least distance of two names, in inches."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method: where it is on the horizontal axis, and mean with interval there."""
+
+    method: str
+    x: tuple[float, ...]
+    y: tuple[Interval, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Axes that all panels of a figure share; `factor` is what values are multiplied by to be shown."""
+
+    x_label: str
+    y_label: str
+    x: tuple[float, float]
+    y: tuple[float, float]
+    factor: float = 1.0
+    log: bool = False
+
+
+def limits(panels: Sequence[Sequence[Line]], factor: float) -> tuple[float, float]:
+    """Range of all bands with a little room around."""
+    values = [bound * factor for lines in panels for line in lines for item in line.y for bound in _bounds(item)]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    room = 0.04 * ((high - low) or 1.0)
+    return low - room, high + room
+
+
+def panel(title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, words: str) -> Panel:
+    """Draw the lines of one study; `words` describes the panel for those who do not see it."""
+    if not lines:
+        return empty(WIDTH, HEIGHT, title)
+    figure = canvas(WIDTH, HEIGHT)
+    with matplotlib.rc_context(dict(RC)):
+        box = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT)
+        axes = figure.add_axes(box)
+        _frame(axes, title, scale)
+        for line in lines:
+            _draw(axes, line, scale, look)
+        _names(axes, lines, scale, look)
+        if missing:
+            text = "not run: " + ", ".join(look.method(key) for key in missing)
+            axes.text(0.02, 0.02, text, fontstyle="italic", fontsize=8, transform=axes.transAxes)
+    return Panel(figure, f"{scale.y_label}: {title}", words)
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places at least `gap` apart, in the same order, as near as can be (least squares) to the wanted ones."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    shifted = [wanted[index] - rank * gap for rank, index in enumerate(order)]
+    top = max(low, high - (len(wanted) - 1) * gap)
+    places = [0.0] * len(wanted)
+    for rank, (index, value) in enumerate(zip(order, isotonic_regression(shifted).x, strict=True)):
+        places[index] = min(max(float(value), low), top) + rank * gap
+    return places
+
+
+def _bounds(item: Interval) -> tuple[float, ...]:
+    found = (item.low, item.mean, item.high)
+    return tuple(value for value in found if math.isfinite(value))
+
+
+def _frame(axes: Axes, title: str, scale: Scale) -> None:
+    figure_title = axes.set_title(title, loc="left", fontweight="bold", pad=19)
+    figure_title.set_in_layout(False)
+    axes.text(0, 1.035, scale.y_label, fontsize=8.5, alpha=0.75, transform=axes.transAxes)
+    axes.set_xlabel(scale.x_label)
+    axes.grid(axis="y")
+    axes.tick_params(length=0, axis="y")
+    axes.tick_params(length=3, width=0.7, axis="x", which="major")
+    axes.tick_params(length=1.5, width=0.5, axis="x", which="minor")
+    axes.spines["left"].set_visible(False)
+    if scale.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f"))
+    axes.set(xlim=scale.x, ylim=scale.y)
+
+
+def _draw(axes: Axes, line: Line, scale: Scale, look: Look) -> None:
+    color, dash = look.color(line.method), look.dash(line.method)
+    mean = [item.mean * scale.factor for item in line.y]
+    axes.plot(line.x, mean, color=color, linestyle=dash, dash_capstyle="butt")
+    if all(math.isfinite(item.low) for item in line.y):
+        low, high = ([getattr(item, side) * scale.factor for item in line.y] for side in ("low", "high"))
+        axes.fill_between(line.x, low, high, color=color, alpha=0.11, linewidth=0)
+    axes.plot(line.x[-1:], mean[-1:], marker="o", markersize=3.6, color=color, markeredgewidth=0)
+
+
+def _names(axes: Axes, lines: Sequence[Line], scale: Scale, look: Look) -> None:
+    """Names at the right edge, each with a leader of the line's color and dash."""
+    height = HEIGHT - BOTTOM - TOP
+    ends = [(line.y[-1].mean * scale.factor - scale.y[0]) / (scale.y[1] - scale.y[0]) for line in lines]
+    places = spread(ends, LABEL_GAP / height, 0.02, 0.98)
+    inch = 1 / (WIDTH - LEFT - RIGHT)
+    for line, end, place in zip(lines, ends, places, strict=True):
+        style = {"color": look.color(line.method), "clip_on": False, "transform": axes.transAxes}
+        axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **style)
+        sample = [1 + 0.12 * inch, 1 + 0.34 * inch]
+        axes.plot(sample, [place, place], linestyle=look.dash(line.method), dash_capstyle="butt", **style)
+        axes.text(
+            1 + 0.4 * inch, place, look.method(line.method), va="center_baseline", fontsize=8.5, transform=axes.transAxes
+        )
+
+
+def describe(lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, digits: int) -> str:
+    """Where every line ends, in words."""
+    ends = [f"{look.method(line.method)} {line.y[-1].mean * scale.factor:.{digits}f}" for line in lines]
+    gaps = [f"{look.method(key)} not run" for key in missing]
+    text = f"Lines are means over seeds, bands 95 % t-intervals. {scale.y_label} at the end: "
+    return text + ", ".join([*ends, *gaps]) + "."
+
+
+def by_study(
+    lines: Mapping[str, Sequence[Line]],
+    missing: Mapping[str, Sequence[str]],
+    scale: Scale,
+    look: Look,
+    digits: int,
+) -> tuple[Panel, ...]:
+    """One panel for each study."""
+    return tuple(
+        panel(
+            look.study(study),
+            lines[study],
+            missing[study],
+            scale,
+            look,
+            describe(lines[study], missing[study], scale, look, digits),
+        )
+        for study in lines
+    )

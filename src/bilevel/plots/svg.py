@@ -1,0 +1,110 @@
+"""SVG as a tree: what matplotlib wrote, made fit to stand inside a page beside others. Imports no matplotlib."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+INK = "#0d0e0f"
+"""Stands for the color of text: replaced by `currentColor`, so that a figure follows the page it is on."""
+
+NAMESPACE = "http://www.w3.org/2000/svg"
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+
+_REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_FAMILY = re.compile(r"font-family: [^;]*;? ?")
+_FORBIDDEN = ("script", "foreignObject", "metadata", "style")
+
+
+def parse(text: str) -> Element:
+    """Tree of an SVG document with plain tag names, without scripts, styles and metadata.
+
+    Raises:
+        ValueError: the text is not well-formed XML or not SVG.
+    """
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"not well-formed: {error}") from error
+    for element in root.iter():
+        element.tag = _plain(element.tag)
+        element.attrib = {
+            _plain(key): value for key, value in element.attrib.items() if not key.lower().startswith("on")
+        }
+    if root.tag != "svg":
+        raise ValueError(f"not SVG: the root element is {root.tag}")
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in _FORBIDDEN]:
+            parent.remove(child)
+    return root
+
+
+def isolate(root: Element, prefix: str) -> None:
+    """Give every id that is referred to a prefix, and drop the other ones, so that no two figures clash."""
+    used = set(_references(root))
+    for element in root.iter():
+        for key, value in list(element.attrib.items()):
+            if key == "id":
+                element.attrib.pop(key) if value not in used else element.set(key, f"{prefix}-{value}")
+            elif key == "href" and value.startswith("#"):
+                element.set(key, f"#{prefix}-{value[1:]}")
+            elif key == "aria-labelledby":
+                element.set(key, " ".join(f"{prefix}-{name}" for name in value.split()))
+            elif "url(#" in value:
+                element.set(key, _REFERENCE.sub(rf"url(#{prefix}-\1)", value))
+
+
+def adapt(root: Element) -> None:
+    """Let ink follow the page's text color, and text its font."""
+    for element in root.iter():
+        style = element.get("style")
+        if style is not None:
+            element.set("style", _FAMILY.sub("", style).replace(INK, "currentColor").rstrip("; "))
+        if element.tag == "path" and "d" in element.attrib:
+            element.set("d", " ".join(element.attrib["d"].split()))
+        element.tail = None
+        if element.text is not None and not element.text.strip():
+            element.text = None
+
+
+def describe(root: Element, title: str, description: str) -> None:
+    """Name an image for those who do not see it."""
+    heading, text = Element("title", id="title"), Element("desc", id="desc")
+    heading.text, text.text = title, description
+    root[:0] = [heading, text]
+    root.set("role", "img")
+    root.set("aria-labelledby", "title desc")
+
+
+def serialize(root: Element) -> str:
+    """The document's text, one byte sequence for one tree."""
+    root.set("xmlns", NAMESPACE)
+    text = ElementTree.tostring(root, encoding="unicode")
+    root.attrib.pop("xmlns")
+    return text
+
+
+def replace(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.replace(path)
+
+
+def _references(root: Element) -> Iterator[str]:
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "href":
+                yield value.removeprefix("#")
+            elif key == "aria-labelledby":
+                yield from value.split()
+            else:
+                yield from _REFERENCE.findall(value)
+
+
+def _plain(name: str) -> str:
+    return name.rpartition("}")[2]

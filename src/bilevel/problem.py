@@ -1,0 +1,74 @@
+"""The bilevel problem: min over λ of L₂(w*(λ), λ), where w*(λ) is what an optimizer makes of L₁(·, λ)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel.penalties import Penalty
+
+Batch = Any  # a tensor, None, or a tuple, list or dict of batches
+Loss = Callable[[Tensor, Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An inner and an outer loss, each `(params (P,), hyper (H,), batch) -> scalar`, written for one seed.
+
+    inner_loss: L₁(w, λ; batch), what the inner optimizer descends.
+    outer_loss: L₂(w, λ; batch), what the hyperparameters are to lower.
+    inner_penalty: a further term of L₁ whose derivatives are known in closed form, such as
+        `bilevel.penalties.L2`; cheaper than the same term written into `inner_loss`.
+    """
+
+    inner_loss: Loss
+    outer_loss: Loss
+    inner_penalty: Penalty | None = None
+
+
+def lift(loss: Loss, seeds: int) -> Loss:
+    """The loss of every seed at once.
+
+    For S > 1: (S, P), (S, H), batch with leading axis S -> (S,). For one seed, which vmap would only slow down:
+    (P,), (H,), batch with a leading axis of length 1 -> scalar.
+    """
+
+    def single(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
+        return _checked(loss(params, hyper, map_batch(_first, batch)), ())
+
+    def several(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
+        mapped = torch.func.vmap(loss, in_dims=(0, 0, map_batch(lambda _: 0, batch)))
+        return _checked(mapped(params, hyper, batch), (seeds,))
+
+    return single if seeds == 1 else several
+
+
+def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Any:
+    """Apply `function` to every tensor of a batch, keeping its structure; whatever is no tensor becomes None."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, tuple | list):
+        return type(batch)([map_batch(function, part) for part in batch])
+    if isinstance(batch, dict):
+        return {key: map_batch(function, part) for key, part in batch.items()}
+    if batch is None:
+        return None
+    raise TypeError(
+        f"a batch is a tensor, None, or a tuple, list or dict of these; got {type(batch).__name__}"
+    )
+
+
+def _first(tensor: Tensor) -> Tensor:
+    if tensor.dim() == 0 or tensor.shape[0] != 1:
+        raise ValueError(f"expected a leading seed axis of length 1 in the batch, got shape {tuple(tensor.shape)}")
+    return tensor.squeeze(0)
+
+
+def _checked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"a loss must return one number a seed: expected shape {shape}, got {tuple(value.shape)}")
+    return value

@@ -1,0 +1,32 @@
+"""Errors in settings, worded for the person who wrote them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+
+_EXPONENT = re.compile(r"^[+-]?\d+(\.\d*)?[eE]\d+$|^[+-]?\d+[eE][+-]?\d+$")
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, missing, of the wrong kind or out of range; the message names key, value and what is allowed."""
+
+
+def explain(error: ValidationError, prefix: str = "") -> str:
+    """One line for each thing that is wrong: key, value, what is allowed."""
+    return "\n".join(_explain_one(dict(item), prefix) for item in error.errors())
+
+
+def _explain_one(item: dict[str, Any], prefix: str) -> str:
+    path = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{path}: unknown key"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{path}: this key is required"
+    hint = ""
+    if isinstance(item["input"], str) and _EXPONENT.match(item["input"]):
+        value = f"{float(item['input']):.1e}"
+        hint = f" (YAML reads {item['input']} as text: write {value}, with a point)"
+    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}{hint}"
