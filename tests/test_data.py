@@ -23,6 +23,7 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from bilevel import data
+from bilevel.errors import FileError
 from bilevel.data import download, sources
 from bilevel.data.catalog import SPECS
 from bilevel.data.readers import read_csv_split, read_idx_splits
@@ -562,7 +563,7 @@ def test_a_full_disk_is_not_taken_for_a_bad_mirror(
     made: Made, monkeypatch: pytest.MonkeyPatch, server: Server, output: Path
 ) -> None:
     monkeypatch.setattr(os, "fsync", raising(FULL_DISK))
-    with pytest.raises(data.DataError, match="cannot be written: No space left on device"):
+    with pytest.raises(FileError, match="cannot be written: No space left on device"):
         fetch(server, output, "good", "good")
     assert server.requests == [f"/good/{IMAGES}.gz"]
     assert cached(output) == []
@@ -623,7 +624,7 @@ def test_a_failed_write_changes_nothing(
         contents = {path: read_bytes(path) for path in source.iterdir()}
         patch.setattr(Path, "read_bytes", lambda path: contents[path])  # reading opens files as well
         patch.setattr(owner, function, raising(error))
-        with pytest.raises(data.DataError, match=re.escape(f"{output}: cannot be written: {error.strerror}")):
+        with pytest.raises(FileError, match=re.escape(f"{output}: cannot be written: {error.strerror}")):
             data.prepare("made", output, [source])
     assert written(output) == before
     assert not list(output.parent.glob(".*"))

@@ -1,4 +1,4 @@
-"""Intervals, paired tests, Holm's adjustment and sample sizes against hand calculation, theory and simulation."""
+"""Intervals, paired tests, Holm and sample sizes against hand calculation, theory and simulation."""
 
 import math
 from itertools import pairwise
@@ -133,7 +133,7 @@ def test_paired_difference_agrees_with_scipy_and_turns_with_its_sides(
     [
         ([5, 6, 7], [4, 5, 6], 1),
         ([5, 6, 7], [5, 6, 7], 0),
-        ([0.71, 0.72, 0.735], [0.61, 0.62, 0.635], 0.1),  # equal up to the rounding of the subtraction
+        ([0.78, 0.80, 0.735], [0.68, 0.70, 0.635], 0.1),  # equal up to the rounding of the subtraction
     ],
 )
 def test_differences_without_spread_have_no_test(left, right, effect: float) -> None:

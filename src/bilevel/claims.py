@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bilevel.errors import UserError
 from bilevel.statistics import Paired, holm, paired_difference, seeds_to_decide
 from bilevel.tables import csv_text, read_table, write_together
 
@@ -47,7 +48,7 @@ Verdict = Literal["supported", "contradicted", "undecided", "not run"]
 Text = Annotated[str, Field(min_length=1)]
 
 
-class ClaimsError(ValueError):
+class ClaimsError(UserError, ValueError):
     """A claims file that cannot be used: a line for each mistake, with entry, key and what is allowed."""
 
 
@@ -202,6 +203,7 @@ def write(claims_file: Path, scalars_file: Path, output: Path) -> None:
     Raises:
         ClaimsError: see `load`.
         TableError: see `tables.read_table`.
+        FileError: the output cannot be written.
     """
     verdicts = evaluate(load(claims_file), read_table(scalars_file, "scalars"))
     write_together(output.parent, {output.name: csv_text(verdicts)})
@@ -262,12 +264,10 @@ def _repeated(claims: Iterable[Claim]) -> list[str]:
 
 @dataclass
 class _Method:
-    """What the runs of one (study, method) say."""
+    """What the runs of one (study, method) say: seed -> status, and metric -> seed -> value."""
 
     status: dict[int, str] = field(default_factory=dict)
-    values: dict[str, dict[int, float]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )  # metric -> seed -> value
+    values: dict[str, dict[int, float]] = field(default_factory=lambda: defaultdict(dict))
 
     def lacks(self, seed: int, metric: str) -> str:
         """Why there is no value for this seed; empty where there is one."""
@@ -308,7 +308,7 @@ def _index(scalars: pd.DataFrame) -> _Runs:
     for study, method, seed, status, metric, value in scalars[columns].itertuples(index=False, name=None):
         found = runs[study][method]
         found.status[seed] = status
-        if status == "ok" and math.isfinite(value):
+        if math.isfinite(value):
             found.values[metric][seed] = value
     return runs
 

@@ -45,6 +45,15 @@ def run_code_hash(task: str, method: str) -> str:
     return code_hash("bilevel.runs", f"bilevel.tasks.{task}", method_module(task, method))
 
 
+def files_hash(folder: str) -> str:
+    """Hash of the files of a folder that are not Python: templates, styles, scripts."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file() and path.suffix != ".py":
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _defining(folder: str, variable: str) -> tuple[str, ...]:
     names = []
     for path in sorted((PACKAGE / folder).iterdir()):

@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bilevel.errors import UserError
+
 _EXPONENT = re.compile(r"^[+-]?\d+(\.\d*)?[eE]\d+$|^[+-]?\d+[eE][+-]?\d+$")
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError, ValueError):
     """A setting is unknown, missing, of the wrong kind or out of range; the message names key, value and what is allowed."""
 
 

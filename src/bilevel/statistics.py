@@ -119,7 +119,7 @@ def paired_difference(left: ArrayLike, right: ArrayLike) -> Paired:
 
     With fewer than two pairs, and where all differences are equal (a spread of zero, up to the rounding of
     the subtraction), the t-test is undefined: p and bounds are NaN, which leaves a claim undecided. Without
-    that allowance for rounding, 0.71 - 0.61 and 0.72 - 0.62 would differ in their last digit, and p would be
+    that allowance for rounding, 0.78 - 0.68 and 0.80 - 0.70 would differ in their last digit, and p would be
     near zero.
 
     Args:

@@ -8,6 +8,7 @@ sorted. Wall times differ from one execution to the next and stand in `timing.cs
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from bilevel.errors import UserError
+from bilevel.files import replacing
 from bilevel.statistics import mean_interval
 
 Triple = tuple[str, str, int]
@@ -38,7 +41,7 @@ _KEYS: dict[TableName, list[str]] = {
 }
 
 
-class TableError(ValueError):
+class TableError(UserError, ValueError):
     """Runs that do not belong in one table; the message names the files and says what to do."""
 
 
@@ -104,6 +107,7 @@ def collect(
     Raises:
         TableError: a file is missing, malformed or at odds with its record; a run is there twice; runs of one
             (study, method) were made by different code.
+        FileError: a table cannot be written.
     """
     folders = sorted(run_dirs)
     if expected is not None:
@@ -128,21 +132,20 @@ def read_table(path: Path, name: TableName) -> pd.DataFrame:
         TableError: the file is missing, or its columns or values are not those of this table.
     """
     columns = _COLUMNS[name]
-    empty = {column: ["", "nan", "NaN"] for column, dtype in columns.items() if dtype == "float64"}
+    numbers = [column for column, dtype in columns.items() if dtype == "float64"]
     try:
         table = pd.read_csv(
             path,
-            dtype=columns,
+            dtype={column: dtype for column, dtype in columns.items() if column not in numbers},
+            converters=dict.fromkeys(numbers, _number),
             keep_default_na=False,  # a method may be called "None" or "NA"
-            na_values=empty,
-            float_precision="round_trip",
             encoding="utf-8",
         )
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: cannot be read as a table of {name}: {error}") from error
     if list(table.columns) != list(columns):
         raise TableError(f"{path}: columns are {', '.join(table.columns)}; expected {', '.join(columns)}")
-    return table
+    return table.astype(columns)  # without rows the converters leave no type
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -151,21 +154,20 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def write_together(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write text files (name -> text, UTF-8) under temporary names, and rename them once all are written.
+    """Write text files (name -> text, UTF-8) that take their places only once all of them are written.
 
     Raises:
-        OSError: a file cannot be written; those that were there before are left as they were.
+        FileError: a file cannot be written; those that were there before are left as they were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = {name: folder / f".{name}.part" for name in contents}
-    try:
-        for name, part in parts.items():
-            part.write_bytes(contents[name].encode())
-        for name, part in parts.items():
-            part.replace(folder / name)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        for name, text in contents.items():
+            file = stack.enter_context(replacing(folder / name))
+            file.write(text.encode())
+            file.flush()  # a full disk shows here, before any file is renamed
+
+
+def _number(text: str) -> float:
+    return float(text or "nan")  # Python's float is exact to the last bit in every version of pandas
 
 
 def _read_run(folder: Path) -> _Run:

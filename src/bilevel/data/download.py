@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bilevel.data.errors import DataError
-from bilevel.data.files import replacing
+from bilevel.files import replacing
 
 _CHUNK = 1 << 16  # bytes
 _HEADERS = {"User-Agent": "bilevel"}

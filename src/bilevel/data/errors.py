@@ -1,5 +1,7 @@
-"""The one exception that the data layer raises for people to read."""
+"""The exception of the data layer."""
+
+from bilevel.errors import UserError
 
 
-class DataError(Exception):
-    """Data is missing, is not what it should be, or cannot be written; the message says what to do."""
+class DataError(UserError):
+    """Data is missing or is not what it should be; the message says what to do."""

@@ -23,7 +23,7 @@ from safetensors.numpy import save as encode
 
 from bilevel.data.catalog import SPECS
 from bilevel.data.errors import DataError
-from bilevel.data.files import replacing
+from bilevel.files import replacing
 from bilevel.data.sources import Search, find
 from bilevel.data.spec import Bytes, Digest, Spec, compare
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bilevel.hypergradients.base import Estimate, Hypergradient
 from bilevel.registry import method_names
 from bilevel.settings import SettingsError
 
-__all__ = ["Estimate", "Hypergradient", "SettingsError", "create", "names"]
+__all__ = ["Estimate", "Hypergradient", "SettingsError", "create", "names", "settings_schema"]
 
 
 def names() -> tuple[str, ...]:
@@ -25,7 +27,22 @@ def create(name: str, **settings: Any) -> Hypergradient:
 
     Raises SettingsError for an unknown method, an unknown, missing or mistyped setting, or a value out of range.
     """
+    return _class(name).create(settings)
+
+
+def settings_schema(name: str) -> dict[str, Any]:
+    """JSON schema of a method's entry in config.yaml."""
+    schema = TypeAdapter(_class(name)).json_schema()
+    return {
+        "title": name,
+        "properties": {"method": {"const": name}, **schema["properties"]},
+        "required": ["method", *schema.get("required", [])],
+        "additionalProperties": False,
+    }
+
+
+def _class(name: str) -> type[Hypergradient]:
     if name not in names():
         raise SettingsError(f"method: unknown method {name!r}; there are {', '.join(names())}")
     method: type[Hypergradient] = import_module(f"bilevel.hypergradients.{name}").METHOD
-    return method.create(settings)
+    return method

@@ -34,13 +34,13 @@ class DrMAD(Hypergradient):
         first = optimizer.params(state)
         state = advance(derivatives, optimizer, state, batches, len(batches))
         derivatives.cost.hold(2)
-        line = _Line(first, optimizer.params(state), len(batches))
+        line = Line(first, optimizer.params(state), len(batches))
         outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
         hypergradient = reverse_sweep(derivatives, optimizer, state, line, batches, outer)
         return Estimate(state, hypergradient, outer.loss, derivatives.cost)
 
 
-class _Line(Sequence[Tensor]):
+class Line(Sequence[Tensor]):
     """Points from `first` towards `last`: item t is at the fraction t / count."""
 
     def __init__(self, first: Tensor, last: Tensor, count: int) -> None:

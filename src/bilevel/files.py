@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from bilevel.data.errors import DataError
+from bilevel.errors import FileError
 
 _STALE = 3600.0  # seconds without a write after which a temporary file belongs to no living process
 
@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     What a killed process left is removed by a later call. Missing parent folders are made.
 
     Raises:
-        DataError: the file cannot be written (full disk, read-only folder, ...).
+        FileError: the file cannot be written (full disk, read-only folder, ...).
     """
     # not tempfile.mkstemp: its files are for their owner only, and a cache may be shared by a group
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -35,7 +35,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise DataError(
+        raise FileError(
             f"{path}: cannot be written: {error.strerror or error}; nothing half-written was left"
         ) from error
     finally:

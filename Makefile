@@ -1,0 +1,50 @@
+# Two commands: `make report` and `make test`. Both set up .venv first, and neither does again what is done.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+CORES ?= all
+READY := .venv/ready
+
+.PHONY: report test check format schema clean help
+
+help:
+	@echo "make report   set up, run the study set of config.yaml, print where the report is"
+	@echo "make test     set up, run the tests"
+	@echo "make check    lint, format and types"
+	@echo "make format   put the code into the agreed format"
+	@echo "make schema   write workflow/schemas/config.schema.json anew"
+	@echo "make clean    remove results (not the environment)"
+
+report: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores $(CORES) $(SNAKEMAKE)
+	@echo "report: $(CURDIR)/results/report.html"
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+
+format: $(READY)
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+schema: $(READY)
+	$(BIN)/python -m bilevel schema > workflow/schemas/config.schema.json
+
+clean:
+	rm -rf results .snakemake
+
+$(READY): envs/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --require-hashes -r envs/requirements.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@

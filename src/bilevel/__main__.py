@@ -1,0 +1,5 @@
+"""`python -m bilevel`."""
+
+from bilevel.cli import main
+
+main()

@@ -1,0 +1,240 @@
+"""`python -m bilevel <command>`: what the rules of the pipeline run; any of them can be repeated by hand."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bilevel.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; errors meant for people are printed without a traceback, with exit status 1."""
+    chosen = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = chosen.command
+    try:
+        command(chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bilevel", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    data = commands.add_parser("data", help="find, check and convert a data set")
+    data.add_argument("name")
+    data.add_argument("--directories", nargs="*", default=[], help="folders to look in first")
+    data.add_argument("--download", action="store_true", help="allow the official address")
+    data.add_argument("--output", type=Path, required=True, help="a .safetensors file")
+    data.set_defaults(command=_data)
+
+    run = commands.add_parser("run", help="one method of one study, for some seeds")
+    run.add_argument("--study", required=True)
+    run.add_argument("--method", required=True, help="its name within the study")
+    run.add_argument("--seeds", type=int, nargs="+", required=True)
+    run.add_argument("--spec", type=json.loads, required=True, help="JSON: task, method and their settings")
+    run.add_argument("--data", type=Path, required=True, help="a .safetensors file made by `data`")
+    run.add_argument("--threads", type=int, default=1)
+    run.add_argument("--output", type=Path, required=True, help="folder of the results")
+    run.set_defaults(command=_run)
+
+    tables = commands.add_parser("tables", help="runs to tables")
+    tables.add_argument("--config", type=json.loads, required=True, help="the resolved configuration as JSON")
+    tables.add_argument("--runs", type=Path, required=True)
+    tables.add_argument("--output", type=Path, required=True)
+    tables.set_defaults(command=_tables)
+
+    claims = commands.add_parser("claims", help="tables to verdicts")
+    claims.add_argument("--claims", type=Path, required=True)
+    claims.add_argument("--scalars", type=Path, required=True)
+    claims.add_argument("--output", type=Path, required=True)
+    claims.set_defaults(command=_claims)
+
+    figure = commands.add_parser("figure", help="tables to one figure")
+    figure.add_argument("deck")
+    figure.add_argument("figure")
+    figure.add_argument("--decks", type=Path, required=True)
+    figure.add_argument("--tables", type=Path, required=True)
+    figure.add_argument("--output", type=Path, required=True)
+    figure.set_defaults(command=_figure)
+
+    report = commands.add_parser("report", help="tables and figures to the page")
+    report.add_argument("--tables", type=Path, required=True)
+    report.add_argument("--figures", type=Path, required=True)
+    report.add_argument("--decks", type=Path, required=True)
+    report.add_argument("--output", type=Path, required=True)
+    report.set_defaults(command=_report)
+
+    partial = commands.add_parser("partial", help="tables, figures and page of whatever runs there are")
+    partial.add_argument("--config", type=json.loads, required=True)
+    partial.add_argument("--results", type=Path, required=True)
+    partial.set_defaults(command=_partial)
+
+    schema = commands.add_parser("schema", help="JSON schema of config.yaml, to standard output")
+    schema.set_defaults(command=_schema)
+    return parser
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from bilevel import data
+
+    data.prepare(arguments.name, arguments.output, arguments.directories, arguments.download)
+    print(arguments.output.with_suffix(".origin.txt").read_text(encoding="utf-8").strip())
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    keep_memory()
+    import torch
+
+    from bilevel import registry, runs
+    from bilevel.data import load
+    from bilevel.tasks import create_method, task_class
+
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    begin = time.perf_counter()
+    spec: dict[str, Any] = arguments.spec
+    device = _device(spec["device"])
+    torch.set_num_threads(arguments.threads)
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it
+    # taken before the work, so that an edit while a job runs is seen afterwards
+    code = registry.run_code_hash(spec["task"], spec["method"])
+    cls = task_class(spec["task"])
+    settings = cls.read_settings(spec["settings"])
+    method = create_method(spec["task"], spec["method"], spec["method_settings"])
+    task = cls(arguments.study, settings, load(arguments.data), arguments.seeds, device)
+    result = runs.optimize(task, method, f"{arguments.study} {arguments.method}")
+    record = {
+        "task": spec["task"],
+        "deck": spec["deck"],
+        "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
+        "code_hash": code,
+        "data": {arguments.data.stem: json.loads(arguments.data.with_suffix(".json").read_text())},
+        **runs.surroundings(device),
+        "seconds": time.perf_counter() - begin,
+        "peak_memory_mb": runs.peak_memory_mb(),
+        "started": started,
+    }
+    runs.save(
+        result,
+        arguments.output,
+        study=arguments.study,
+        method=arguments.method,
+        seeds=arguments.seeds,
+        record=record,
+    )
+
+
+def _fields(method: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(method)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("compute.device: cuda was asked for, but torch finds no CUDA device; use cpu or auto")
+    return torch.device(name)
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    _collect(arguments.config, arguments.runs, arguments.output)
+
+
+def _collect(configuration: dict[str, Any], runs: Path, output: Path) -> None:
+    from bilevel import config, tables
+
+    wanted = list(config.read(configuration).runs())
+    tables.collect(
+        [runs / run.folder for run in wanted if (runs / run.folder / "record.json").exists()],
+        output,
+        expected=[(run.study, run.method, seed) for run in wanted for seed in run.seeds],
+        configuration=configuration,
+        commit=_commit(),
+    )
+
+
+def _claims(arguments: argparse.Namespace) -> None:
+    from bilevel import claims
+
+    claims.write(arguments.claims, arguments.scalars, arguments.output)
+
+
+def _figure(arguments: argparse.Namespace) -> None:
+    from bilevel import plots
+
+    plots.draw(arguments.deck, arguments.figure, arguments.tables, arguments.output, arguments.decks)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from bilevel import report
+
+    report.render(arguments.tables, arguments.figures, arguments.decks, arguments.output)
+
+
+def _partial(arguments: argparse.Namespace) -> None:
+    from bilevel import claims, plots, report
+
+    results, tables, decks = arguments.results, arguments.results / "tables", Path("report/decks.yaml")
+    _collect(arguments.config, results / "runs", tables)
+    claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
+    for deck, figures in plots.FIGURES.items():
+        for figure in figures:
+            plots.draw(deck, figure, tables, results / "figures" / deck / f"{figure}.svg", decks)
+    report.render(tables, results / "figures", decks, results / "report.html")
+    print(f"report with gaps: {results / 'report.html'}", file=sys.stderr)
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from bilevel import config
+
+    print(json.dumps(config.schema(), indent=2, sort_keys=True))
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def keep_memory() -> None:
+    """Have the C library keep freed memory, and large blocks in large pages.
+
+    A training step frees and asks for the same megabytes over and over; giving them back to the system each time costs
+    up to a fifth of the run. No effect where the C library is not glibc.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    trim_threshold, mmap_threshold = -1, -3
+    try:
+        library = ctypes.CDLL("libc.so.6")
+        library.mallopt(trim_threshold, 2**31 - 1)
+        library.mallopt(mmap_threshold, 2**30)
+    except (OSError, AttributeError):
+        return

@@ -1,0 +1,234 @@
+"""config.yaml as typed settings: its structure here, without torch; tasks' and methods' own settings with `check`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bilevel.registry import method_names, task_names
+from bilevel.settings import SettingsError, explain
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(_Strict):
+    """Where data sets are looked for.
+
+    directories: folders that hold data sets, searched in this order before anything else.
+    download: whether an official address may be used for what is found nowhere else.
+    """
+
+    directories: list[str] = []
+    download: bool = False
+
+
+class Compute(_Strict):
+    """On what runs compute; recorded with every result.
+
+    device: `auto` is CUDA where there is one. threads: of one run, whatever the number of cores.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class Method(BaseModel):
+    """A hypergradient method; every other key is a setting of its own."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    method: str
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return _one_of(value, method_names(), "method")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings as written."""
+        return dict(self.model_extra or {})
+
+
+class Study(_Strict):
+    """One task with several methods on the same draws.
+
+    seeds: how many (0, 1, …), or which. seeds_per_job: how many of them one job runs together.
+    settings: of the task; what is not given has the task's default.
+    methods: a name for each, used in files, tables and claims.
+    """
+
+    deck: Annotated[str, Field(pattern=r"^\d{3}$")]
+    task: str
+    data: str
+    seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)]
+    seeds_per_job: Annotated[int, Field(ge=1)] = 1
+    settings: dict[str, Any] = {}
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        return _one_of(value, task_names(), "task")
+
+    @field_validator("data")
+    @classmethod
+    def _known_data(cls, value: str) -> str:
+        from bilevel import data
+
+        return _one_of(value, data.names(), "data set")
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: int | list[int]) -> int | list[int]:
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError("every seed may be given once only")
+        return value
+
+    @property
+    def seed_list(self) -> list[int]:
+        """All seeds, in order."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    def jobs(self) -> list[list[int]]:
+        """Seeds of each job."""
+        seeds, size = self.seed_list, self.seeds_per_job
+        return [seeds[start : start + size] for start in range(0, len(seeds), size)]
+
+
+class Run(NamedTuple):
+    """One job: seeds of one (study, method), and the folder of its files under `results/runs`."""
+
+    study: str
+    method: str
+    seeds: list[int]
+
+    @property
+    def folder(self) -> str:
+        """`<study>/<method>/<first seed>[-<last seed>]`."""
+        return f"{self.study}/{self.method}/{seeds_name(self.seeds)}"
+
+
+class Config(_Strict):
+    """The whole of config.yaml, with the presets laid over it."""
+
+    data: Data = Data()
+    compute: Compute = Compute()
+    studies: Annotated[dict[Name, Study], Field(min_length=1)]
+
+    def runs(self) -> Iterator[Run]:
+        """Every job that the configuration asks for."""
+        for name, study in self.studies.items():
+            for method in study.methods:
+                for seeds in study.jobs():
+                    yield Run(name, method, seeds)
+
+    def spec(self, study: str, method: str) -> str:
+        """What one run depends on, as the JSON text that `bilevel run` takes."""
+        chosen = self.studies[study]
+        entry = chosen.methods[method]
+        return json.dumps(
+            {
+                "deck": chosen.deck,
+                "task": chosen.task,
+                "settings": chosen.settings,
+                "method": entry.method,
+                "method_settings": entry.settings,
+                "device": self.compute.device,
+            },
+            sort_keys=True,
+        )
+
+
+def seeds_name(seeds: list[int]) -> str:
+    """Seeds as a part of a path: `3`, `0-4`, or `1,5,7` where they do not follow one another."""
+    if len(seeds) > 1 and seeds == list(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds))
+
+
+def read(values: Mapping[str, Any], source: str = "config.yaml") -> Config:
+    """The configuration from what YAML gave; SettingsError with a line for each thing that is wrong."""
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise SettingsError(f"{source} cannot be used:\n{_indented(explain(error))}") from None
+
+
+def check(config: Config, source: str = "config.yaml") -> None:
+    """Check also what tasks and methods say of their own settings, and that data directories are there.
+
+    Imports torch. Raises SettingsError.
+    """
+    from bilevel.tasks import create_method, task_class
+
+    found = [
+        f"data.directories: no such directory: {path}"
+        for path in config.data.directories
+        if not Path(path).expanduser().is_dir()
+    ]
+    for name, study in config.studies.items():
+        try:
+            task_class(study.task).read_settings(study.settings)
+        except SettingsError as error:
+            found += _prefixed(f"studies.{name}.settings", error)
+        for label, method in study.methods.items():
+            try:
+                create_method(study.task, method.method, method.settings)
+            except SettingsError as error:
+                found += _prefixed(f"studies.{name}.methods.{label}", error)
+    if found:
+        lines = "\n".join(found)
+        raise SettingsError(f"{source} cannot be used:\n{_indented(lines)}")
+
+
+def check_writable(folder: str) -> None:
+    """SettingsError where results cannot be written to `folder`."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise SettingsError(f"{path.absolute()}: results cannot be written there: {error.strerror}") from None
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of config.yaml with every task's and method's settings spelled out. Imports torch."""
+    from bilevel.hypergradients import settings_schema
+    from bilevel.tasks import task_class
+
+    result = Config.model_json_schema()
+    result["$defs"]["Method"]["oneOf"] = [settings_schema(name) for name in method_names()]
+    result["$defs"]["Study"]["allOf"] = [
+        {
+            "if": {"properties": {"task": {"const": name}}},
+            "then": {"properties": {"settings": task_class(name).settings_class.model_json_schema()}},
+        }
+        for name in task_names()
+    ]
+    return result
+
+
+def _one_of(value: str, known: tuple[str, ...], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what}; there are {', '.join(known)}")
+    return value
+
+
+def _prefixed(prefix: str, error: SettingsError) -> list[str]:
+    return [f"{prefix}.{line}" for line in str(error).splitlines()]
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

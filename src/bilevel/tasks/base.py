@@ -1,0 +1,85 @@
+"""What every task offers to a run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from bilevel.data import Dataset
+from bilevel.optimizers import Optimizer
+from bilevel.outer import Adam
+from bilevel.problem import Batch, Problem
+from bilevel.settings import SettingsError, explain
+
+
+class Settings(BaseModel):
+    """Base of a task's settings: every key known, every value of its own type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of `quantity` among `group` in [left, right), for one seed."""
+
+    seed: int
+    quantity: str
+    group: str
+    left: float
+    right: float
+    count: int
+
+
+class Task(ABC):
+    """An experiment for the seeds of one job. Everything with a seed axis follows the order of `seeds`."""
+
+    settings_class: ClassVar[type[Settings]]
+    problem: Problem
+    optimizer: Optimizer
+    outer_steps: int
+
+    @classmethod
+    def read_settings(cls, settings: dict[str, Any]) -> Settings:
+        """Checked settings; SettingsError where they do not fit."""
+        try:
+            return cls.settings_class(**settings)
+        except ValidationError as error:
+            raise SettingsError(explain(error)) from None
+
+    @abstractmethod
+    def __init__(
+        self, study: str, settings: Settings, dataset: Dataset, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        """Prepare everything that does not depend on the method."""
+
+    @abstractmethod
+    def start(self) -> tuple[Tensor, Tensor]:
+        """First inner state (S, slots, P) and hyperparameters (S, H)."""
+
+    @abstractmethod
+    def outer_optimizer(self) -> Adam:
+        """What moves the hyperparameters, at its start."""
+
+    @abstractmethod
+    def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
+        """Inner batches and the outer batch of one outer step; depends on `step` and the seeds alone."""
+
+    @abstractmethod
+    def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:
+        """Metrics for the trace, each (S,)."""
+
+    @abstractmethod
+    def summarize(
+        self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Final metrics, each (S,), from the last state and the trace (item k = metrics after k outer steps)."""
+
+    def histograms(self, hyper: Tensor) -> list[Histogram]:
+        """Distributions to keep of the last hyperparameters; none unless a task has some."""
+        return []

@@ -1,0 +1,282 @@
+"""Data hyper-cleaning, as far as both protocols share it: a weight for every training sample, half of them mislabelled.
+
+The inner loss is the mean of sigmoid(λᵢ) · cross-entropyᵢ over a batch of training samples, the outer loss the
+cross-entropy of a batch of clean samples. Source: deck 000; Franceschi et al. 2017, section 5.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bilevel.data import Dataset
+from bilevel.models import convnet
+from bilevel.optimizers import Momentum
+from bilevel.outer import Adam
+from bilevel.problem import Batch
+from bilevel.randomness import generator
+from bilevel.settings import SettingsError
+from bilevel.tasks.base import Histogram, Settings, Task
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+BINS = 20
+CHUNK = 500
+
+
+class CleaningSettings(Settings):
+    """Settings of hyper-cleaning; the defaults are those of the published run.
+
+    train_size, validation_size, test_size: numbers of images. Without test_size, all of an official test split.
+    noise: probability that a training label is replaced by a uniform draw over all ten.
+    outer_steps, inner_steps: number of hyperparameter updates, and of inner steps for each.
+    """
+
+    train_size: Count = 1000
+    validation_size: Count = 1500
+    test_size: Count | None = None
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.5
+    outer_steps: Count = 25
+    inner_steps: Count = 50
+    batch_size: Count = 64
+    learning_rate: Positive = 0.025
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    outer_learning_rate: Positive = 1.0
+
+
+class Images(NamedTuple):
+    """Normalized images (N, 1, 28, 28) in [−1, 1] and labels (N,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Share(NamedTuple):
+    """One seed's data: training images with noisy labels and whether each is right, validation and test sets."""
+
+    train: Images
+    right: Tensor
+    validation: Images
+    test: Images
+
+
+class Batches(Sequence[Batch]):
+    """Inner batches (images, labels, ids), gathered when asked for from ids (T, S, B)."""
+
+    def __init__(self, shares: Sequence[Share], ids: Tensor) -> None:
+        self._shares, self._ids = shares, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # slices are not needed
+        ids = self._ids[index]
+        images, labels = gather([share.train for share in self._shares], ids)
+        return images, labels, ids
+
+
+def gather(sources: Sequence[Images], ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (S, B, 1, 28, 28) and labels (S, B) of ids (S, B), seed by seed."""
+    pairs = list(zip(sources, ids, strict=True))
+    images = torch.stack([source.images[chosen] for source, chosen in pairs])
+    return images, torch.stack([source.labels[chosen] for source, chosen in pairs])
+
+
+def weighted_loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
+    """Mean of sigmoid(λᵢ) · cross-entropyᵢ over a training batch."""
+    images, labels, ids = batch
+    losses = cross_entropy(convnet.forward(params, images), labels, reduction="none")
+    return (losses * torch.sigmoid(hyper.gather(0, ids))).mean()
+
+
+def plain_loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy over a clean batch."""
+    images, labels = batch
+    return cross_entropy(convnet.forward(params, images), labels)
+
+
+class Cleaning(Task):
+    """What both protocols share; a protocol says how data are split and what depends on the seed."""
+
+    settings_class = CleaningSettings
+
+    def __init__(
+        self, study: str, settings: Settings, dataset: Dataset, seeds: Sequence[int], device: torch.device
+    ) -> None:
+        """Split, corrupt and normalize the data of every seed."""
+        assert isinstance(settings, CleaningSettings)
+        self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
+        self.outer_steps = settings.outer_steps
+        self.optimizer = Momentum(
+            learning_rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        self._check_sizes(dataset)
+        self.shares = [self._share(dataset, self.data_seed(seed)) for seed in self.seeds]
+
+    def data_seed(self, seed: int) -> int:
+        """The seed that splits the data and corrupts the labels."""
+        return seed
+
+    def initial_seed(self, seed: int) -> int:
+        """The seed of the first parameters."""
+        return seed
+
+    def outer_source(self, share: Share) -> Images:
+        """Where outer batches come from."""
+        return share.validation
+
+    def order(self, count: int, seed: int) -> Tensor:
+        """Order in which the images of the split that is divided are handed out."""
+        return torch.randperm(count, generator=generator(self.study, "split", seed))
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Network at its first parameters, and λ = 0: every sample has weight one half."""
+        params = torch.stack(
+            [
+                convnet.initial(generator(self.study, "initialization", self.initial_seed(seed)))
+                for seed in self.seeds
+            ]
+        ).to(self.device)
+        return self.optimizer.init(params), params.new_zeros(len(self.seeds), self.settings.train_size)
+
+    def outer_optimizer(self) -> Adam:
+        """Adam with its default decay rates."""
+        return Adam(self.settings.outer_learning_rate)
+
+    def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
+        """Training ids with replacement for every inner step; one outer batch without."""
+        s = self.settings
+        inner, outer = [], []
+        for seed, share in zip(self.seeds, self.shares, strict=True):
+            draws = generator(self.study, "batches", seed, step)
+            inner.append(torch.randint(s.train_size, (s.inner_steps, s.batch_size), generator=draws))
+            outer.append(torch.randperm(len(self.outer_source(share).labels), generator=draws)[: s.batch_size])
+        ids = torch.stack(inner, dim=1).to(self.device)
+        outer_batch = gather(
+            [self.outer_source(share) for share in self.shares], torch.stack(outer).to(self.device)
+        )
+        return Batches(self.shares, ids), outer_batch
+
+    def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:
+        """`test_accuracy`, and `noise_auc`: how well the weights tell right from wrong training labels."""
+        params = self.optimizer.params(state)
+        return {
+            "test_accuracy": self._accuracies(params, [share.test for share in self.shares]),
+            "noise_auc": torch.tensor(
+                [auc(row, share.right) for row, share in zip(hyper.cpu(), self.shares, strict=True)],
+                dtype=torch.float64,
+            ),
+        }
+
+    def summarize(
+        self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """`test_accuracy_max` (over the evaluations before each outer step), final test accuracy and AUC."""
+        accuracies = torch.stack([metrics["test_accuracy"] for metrics in trace])
+        return {
+            "test_accuracy_max": accuracies[:-1].max(0).values,
+            "test_accuracy_final": accuracies[-1],
+            "noise_auc": trace[-1]["noise_auc"],
+        }
+
+    def histograms(self, hyper: Tensor) -> list[Histogram]:
+        """Weights sigmoid(λ) of rightly and wrongly labelled samples, 20 bins on [0, 1]."""
+        return [
+            row
+            for seed, values, share in zip(self.seeds, hyper.cpu(), self.shares, strict=True)
+            for group, members in (("clean", share.right), ("corrupted", ~share.right))
+            for row in _histogram(seed, group, torch.sigmoid(values[members]))
+        ]
+
+    def _accuracies(self, params: Tensor, sets: Sequence[Images]) -> Tensor:
+        return torch.tensor(
+            [accuracy(row, images) for row, images in zip(params, sets, strict=True)], dtype=torch.float64
+        )
+
+    def _check_sizes(self, dataset: Dataset) -> None:
+        s = self.settings
+        divided = dataset.splits["train" if "train" in dataset.splits else "all"]
+        wanted = s.train_size + s.validation_size + (0 if "test" in dataset.splits else s.test_size or 1)
+        if wanted > len(divided.labels):
+            raise SettingsError(
+                f"settings: train_size, validation_size and test_size add up to {wanted}, but {dataset.name} has "
+                f"{len(divided.labels)} images to divide"
+            )
+        if "test" in dataset.splits and (s.test_size or 0) > len(dataset.splits["test"].labels):
+            raise SettingsError(
+                f"settings.test_size: {dataset.name} has {len(dataset.splits['test'].labels)} test images, "
+                f"got {s.test_size}"
+            )
+
+    def _share(self, dataset: Dataset, seed: int) -> Share:
+        s = self.settings
+        divided = dataset.splits["train" if "train" in dataset.splits else "all"]
+        order = self.order(len(divided.labels), seed)
+        train, rest = order[: s.train_size], order[s.train_size :]
+        validation, rest = rest[: s.validation_size], rest[s.validation_size :]
+        if "test" in dataset.splits:
+            divided_test, test = dataset.splits["test"], torch.arange(len(dataset.splits["test"].labels))
+        else:
+            divided_test, test = divided, rest
+        labels, right = self._corrupt(divided.labels[train], seed)
+        return Share(
+            Images(self._normalized(divided.images[train]), labels.to(self.device)),
+            right,
+            self._images(divided.images, divided.labels, validation),
+            self._images(divided_test.images, divided_test.labels, test[: s.test_size]),
+        )
+
+    def _corrupt(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        draws = generator(self.study, "corruption", seed)
+        replaced = torch.rand(len(labels), generator=draws) < self.settings.noise
+        noisy = torch.where(replaced, torch.randint(10, (len(labels),), generator=draws), labels)
+        return noisy, noisy == labels
+
+    def _images(self, images: Tensor, labels: Tensor, chosen: Tensor) -> Images:
+        return Images(self._normalized(images[chosen]), labels[chosen].to(self.device))
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        return images.to(self.device, torch.float32).div_(127.5).sub_(1)
+
+
+@torch.no_grad()
+def accuracy(params: Tensor, images: Images) -> float:
+    """Fraction of images whose class has the largest logit."""
+    hits = sum(
+        int((convnet.forward(params, part.images).argmax(-1) == part.labels).sum()) for part in _chunks(images)
+    )
+    return hits / len(images.labels)
+
+
+def auc(scores: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve of `scores` (N,) for `positive` (N,) booleans; ties count one half.
+
+    NaN where scores are not finite or one class is empty.
+    """
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if positives == 0 or negatives == 0 or not bool(torch.isfinite(scores).all()):
+        return float("nan")
+    above, below = scores[positive].unsqueeze(1), scores[~positive].unsqueeze(0)
+    wins = (above > below).sum() + 0.5 * (above == below).sum()
+    return float(wins) / (positives * negatives)
+
+
+def _chunks(images: Images) -> Iterator[Images]:
+    for start in range(0, len(images.labels), CHUNK):
+        yield Images(images.images[start : start + CHUNK], images.labels[start : start + CHUNK])
+
+
+def _histogram(seed: int, group: str, weights: Tensor) -> Iterator[Histogram]:
+    edges = [index / BINS for index in range(BINS + 1)]
+    bins = (weights * BINS).long().clamp_(0, BINS - 1)
+    for index, count in enumerate(torch.bincount(bins, minlength=BINS).tolist()):
+        yield Histogram(seed, "sample_weight", group, edges[index], edges[index + 1], count)

@@ -1,0 +1,55 @@
+"""IFT(N, K) as published (quirk 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from bilevel.derivatives import Derivatives
+from bilevel.hypergradients.base import STRICT, Estimate, advance
+from bilevel.hypergradients.neumann import Neumann
+from bilevel.optimizers import Optimizer
+from bilevel.problem import Batch
+from bilevel.tasks.cleaning_published.products import PlainProducts, credit
+
+
+@dataclass(frozen=True, config=STRICT)
+class PublishedNeumann(Neumann):
+    """N + 1 Neumann terms at each of the last K steps, with the published products.
+
+    Quirk 2: the list of K contributions is repeated T/K times and read along all T steps, so that step t's samples
+    receive the contribution number t mod K.
+    """
+
+    def _estimate(
+        self,
+        derivatives: Derivatives,
+        optimizer: Optimizer,
+        state: Tensor,
+        batches: Sequence[Batch],
+        outer_batch: Batch,
+    ) -> Estimate:
+        products = PlainProducts(derivatives, optimizer.learning_rate)  # type: ignore[attr-defined]
+        count = min(self.last_steps, len(batches))
+        state = advance(derivatives, optimizer, state, batches, len(batches) - count)
+        contributions = []
+        for index in range(len(batches) - count, len(batches)):
+            params = optimizer.params(state)
+            gradient = derivatives.inner_gradient(params, batches[index])
+            state = optimizer.step(state, gradient, derivatives.hyper)
+            outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
+            term = series = outer.params
+            for _ in range(self.terms):
+                term = products.a(params, batches[index], term)
+                series = series + term
+            contributions.append(products.b(params, batches[index], series))
+        total = torch.zeros_like(derivatives.hyper)
+        for index in range(len(batches)):
+            credit(total, batches[index][2], contributions[index % count])
+        return Estimate(state, total, outer.loss, derivatives.cost)
+
+
+METHOD = PublishedNeumann

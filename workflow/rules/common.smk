@@ -1,0 +1,46 @@
+"""Configuration, checked before any rule, and what the rules share."""
+
+import sys
+
+from bilevel import config as configuration
+from bilevel.registry import code_hash, files_hash, run_code_hash
+from bilevel.settings import SettingsError
+
+
+def read_configuration():
+    source = " + ".join(str(path) for path in workflow.configfiles)
+    try:
+        settings = configuration.read(config, source)
+        # jobs on a cluster read this file again: what takes a second is checked once, where the pipeline starts
+        if workflow.is_main_process:
+            configuration.check(settings, source)
+            configuration.check_writable("results")
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
+    return settings
+
+
+CONFIG = read_configuration()
+RUNS = {run.folder: run for run in CONFIG.runs()}
+CONFIG_JSON = CONFIG.model_dump_json()
+
+
+def study_of(wildcards):
+    return CONFIG.studies[wildcards.study]
+
+
+def run_of(wildcards):
+    return RUNS[f"{wildcards.study}/{wildcards.method}/{wildcards.seeds}"]
+
+
+wildcard_constraints:
+    study="[a-z0-9_.]+",
+    method="[a-z0-9_.]+",
+    seeds=r"[0-9,\-]+",
+
+
+onerror:
+    # whatever has finished is shown, with the gaps named
+    shell(
+        "python -m bilevel partial --config {CONFIG_JSON:q} --results results || true"
+    )

@@ -1,0 +1,35 @@
+"""The page."""
+
+
+rule report:
+    input:
+        decks="report/decks.yaml",
+        tables=expand(
+            "results/tables/{name}",
+            name=["cells.csv", "claims.csv", "timing.csv", "provenance.json"],
+        ),
+        figures=[
+            f"results/figures/{deck}/{figure}.svg"
+            for deck, figures in FIGURES.items()
+            for figure in figures
+        ],
+    output:
+        report(
+            "results/report.html",
+            category="Report",
+            labels={"page": "main"},
+            caption="../../report/page.rst",
+        ),
+    log:
+        "results/logs/report.log",
+    conda:
+        "../../envs/bilevel.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        code=code_hash("bilevel.report"),
+        page=files_hash("src/bilevel/report"),
+    shell:
+        "python -m bilevel report --decks {input.decks} --tables results/tables --figures results/figures"
+        " --output {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

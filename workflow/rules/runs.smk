@@ -1,0 +1,37 @@
+"""One job: one method of one study, for some seeds."""
+
+
+rule run:
+    input:
+        digest=lambda wildcards: f"results/data/{study_of(wildcards).data}.json",
+    output:
+        multiext(
+            "results/runs/{study}/{method}/{seeds}/",
+            scalars="scalars.csv",
+            trace="trace.csv",
+            histograms="histograms.csv",
+            record=ensure("record.json", non_empty=True),
+        ),
+    log:
+        "results/logs/runs/{study}/{method}/{seeds}.log",
+    conda:
+        "../../envs/bilevel.yaml"
+    threads: CONFIG.compute.threads
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+        gpu=1 if CONFIG.compute.device == "cuda" else 0,
+    params:
+        folder=subpath(output.record, parent=True),
+        images=lambda wildcards, input: input.digest.removesuffix(".json"),
+        seeds=lambda wildcards: run_of(wildcards).seeds,
+        spec=lambda wildcards: CONFIG.spec(wildcards.study, wildcards.method),
+        # editing a method, a task or the core re-runs exactly what uses it
+        code=lambda wildcards: run_code_hash(
+            study_of(wildcards).task,
+            study_of(wildcards).methods[wildcards.method].method,
+        ),
+    shell:
+        "python -m bilevel run --study {wildcards.study} --method {wildcards.method} --seeds {params.seeds}"
+        " --spec {params.spec:q} --data {params.images}.safetensors --threads {threads}"
+        " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
