@@ -21,7 +21,7 @@ report: $(READY)
 	@echo "report: $(CURDIR)/results/report.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -36,9 +36,11 @@ FLAGS = (
     "--disable-extensions",
     "--hide-scrollbars",
     "--enable-logging=stderr",
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever is asked for is logged, and never leaves the machine
     "--remote-debugging-pipe",
 )
 LOCAL = ("file:", "data:", "chrome:", "about:", "blob:")
+OWN = "not an origin"
 SECONDS = 30
 
 
@@ -77,10 +79,14 @@ class Browser:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.close()
 
-    def open(self, path: Path, width: int = 1300, height: int = 900, dark: bool = False, media: str = "") -> None:
+    def open(
+        self, path: Path, width: int = 1300, height: int = 900, dark: bool = False, media: str = ""
+    ) -> None:
         """Load a file as a device of that width shows it."""
         self.device(width, height)
         self.media(dark, media)
@@ -108,7 +114,9 @@ class Browser:
         """Value of a JavaScript expression on the page."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", "script failed"))
+            raise RuntimeError(
+                found["exceptionDetails"].get("exception", {}).get("description", "script failed")
+            )
         return found["result"].get("value")
 
     def press(self, key: str) -> None:
@@ -132,15 +140,18 @@ class Browser:
         path.write_bytes(base64.b64decode(found["data"]))
 
     def outgoing(self) -> list[str]:
-        """Close the browser; addresses that it, or the page, asked the network for, by its own net log."""
+        """Close the browser; addresses that pages asked the network for, by the net log.
+
+        Chromium's own errands (updates, the time) are in that log without an origin, and are left out.
+        """
         self.close(keep=True)
         text = (self._folder / "net.json").read_text(encoding="utf-8", errors="replace")
         shutil.rmtree(self._folder, ignore_errors=True)
         log = json.loads(text if text.rstrip().endswith("}") else text.rstrip().rstrip(",") + "]}")
         kind = log["constants"]["logSourceType"]["URL_REQUEST"]
-        events = (event for event in log["events"] if event["source"]["type"] == kind)
-        found = {event.get("params", {}).get("url", "") for event in events}
-        return sorted(address for address in found if address and not address.startswith(LOCAL))
+        starts = (event.get("params", {}) for event in log["events"] if event["source"]["type"] == kind)
+        found = {start.get("url", "") for start in starts if start.get("initiator", OWN) != OWN}
+        return sorted(address for address in found if not address.startswith(LOCAL))
 
     def close(self, keep: bool = False) -> None:
         """End the browser; `keep` leaves its folder."""
@@ -178,9 +189,12 @@ class Browser:
             raise RuntimeError("Chromium is not installed")
         theirs, self._write = os.pipe()
         self._read, out = os.pipe()
-        options = [f"--user-data-dir={self._folder / 'profile'}", f"--log-net-log={self._folder / 'net.json'}"]
+        options = [
+            f"--user-data-dir={self._folder / 'profile'}",
+            f"--log-net-log={self._folder / 'net.json'}",
+        ]
         # The browser reads commands from descriptor 3 and writes answers to descriptor 4.
-        shell = f"exec 5<&{theirs} 6>&{out}; exec 3<&5 4>&6 5<&- 6>&-; exec \"$@\""
+        shell = f'exec 5<&{theirs} 6>&{out}; exec 3<&5 4>&6 5<&- 6>&-; exec "$@"'
         process = subprocess.Popen(
             ["sh", "-c", shell, "sh", program, *FLAGS, *options, "about:blank"],
             pass_fds=(theirs, out),
@@ -197,7 +211,9 @@ class Browser:
                 raise RuntimeError(f"Chromium did not answer for {SECONDS} s")
             part = os.read(self._read, 1 << 20)
             if not part:
-                raise RuntimeError("Chromium ended: " + (self._folder / "stderr").read_text(errors="replace")[-2000:])
+                raise RuntimeError(
+                    "Chromium ended: " + (self._folder / "stderr").read_text(errors="replace")[-2000:]
+                )
             self._buffer += part
         text, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(text))

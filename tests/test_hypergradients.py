@@ -217,7 +217,14 @@ def test_wrong_shapes_say_what_was_expected() -> None:
     with pytest.raises(ValueError, match=r"state: expected shape \(2, P\)"):
         method(case.problem, optimizer, case.params, case.hyper, case.batches, case.outer_batch)
     with pytest.raises(ValueError, match=r"hyper: expected shape \(3, H\)"):
-        method(case.problem, optimizer, optimizer.init(case.params), case.hyper[0], case.batches, case.outer_batch)
+        method(
+            case.problem,
+            optimizer,
+            optimizer.init(case.params),
+            case.hyper[0],
+            case.batches,
+            case.outer_batch,
+        )
     vector_loss = bilevel.Problem(lambda w, h, b: w, case.problem.outer_loss)
     for batched in (case, case.seed(0)):
         with pytest.raises(ValueError, match="a loss must return one number a seed"):

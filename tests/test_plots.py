@@ -62,7 +62,10 @@ def synthetic_trace() -> pd.DataFrame:
                 for metric, series in values.items():
                     if (study, method, seed) in DIVERGED:
                         series = np.where(step > 9, np.nan, series)
-                    rows += [(study, method, seed, int(at), metric, value) for at, value in zip(step, series, strict=True)]
+                    rows += [
+                        (study, method, seed, int(at), metric, value)
+                        for at, value in zip(step, series, strict=True)
+                    ]
     return pd.DataFrame(rows, columns=["study", "method", "seed", "step", "metric", "value"])
 
 

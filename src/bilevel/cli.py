@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import subprocess
 import sys
 import time
@@ -111,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> None:
     device = _device(spec["device"])
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads it
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; nothing reads it
     # taken before the work, so that an edit while a job runs is seen afterwards
     code = registry.run_code_hash(spec["task"], spec["method"])
     cls = task_class(spec["task"])
@@ -120,6 +119,7 @@ def _run(arguments: argparse.Namespace) -> None:
     task = cls(arguments.study, settings, load(arguments.data), arguments.seeds, device)
     result = runs.optimize(task, method, f"{arguments.study} {arguments.method}")
     record = {
+        "spec": spec,
         "task": spec["task"],
         "deck": spec["deck"],
         "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
@@ -157,20 +157,19 @@ def _device(name: str) -> Any:
 
 
 def _tables(arguments: argparse.Namespace) -> None:
-    _collect(arguments.config, arguments.runs, arguments.output)
+    from bilevel import config
+
+    chosen = config.read(arguments.config)
+    folders = [arguments.runs / run.folder for run in chosen.runs()]
+    _collect(arguments.config, [folder for folder in folders if (folder / "record.json").exists()], arguments.output)
 
 
-def _collect(configuration: dict[str, Any], runs: Path, output: Path) -> None:
+def _collect(configuration: dict[str, Any], folders: list[Path], output: Path) -> None:
     from bilevel import config, tables
 
-    wanted = list(config.read(configuration).runs())
-    tables.collect(
-        [runs / run.folder for run in wanted if (runs / run.folder / "record.json").exists()],
-        output,
-        expected=[(run.study, run.method, seed) for run in wanted for seed in run.seeds],
-        configuration=configuration,
-        commit=_commit(),
-    )
+    runs = config.read(configuration).runs()
+    expected = [(run.study, run.method, seed) for run in runs for seed in run.seeds]
+    tables.collect(folders, output, expected=expected, configuration=configuration, commit=_commit())
 
 
 def _claims(arguments: argparse.Namespace) -> None:
@@ -194,14 +193,34 @@ def _report(arguments: argparse.Namespace) -> None:
 def _partial(arguments: argparse.Namespace) -> None:
     from bilevel import claims, plots, report
 
-    results, tables, decks = arguments.results, arguments.results / "tables", Path("report/decks.yaml")
-    _collect(arguments.config, results / "runs", tables)
+    # beside the workflow's own tables and page, which it would otherwise take for its own work
+    results, decks = arguments.results / "partial", Path("report/decks.yaml")
+    tables = results / "tables"
+    _collect(arguments.config, _current(arguments.config, arguments.results / "runs"), tables)
     claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
     for deck, figures in plots.FIGURES.items():
         for figure in figures:
             plots.draw(deck, figure, tables, results / "figures" / deck / f"{figure}.svg", decks)
     report.render(tables, results / "figures", decks, results / "report.html")
     print(f"report with gaps: {results / 'report.html'}", file=sys.stderr)
+
+
+def _current(configuration: dict[str, Any], runs: Path) -> list[Path]:
+    """Folders of finished runs that have today's settings, data and code; older ones count as missing."""
+    from bilevel import config, registry
+
+    chosen = config.read(configuration)
+    found = []
+    for run in chosen.runs():
+        study, path = chosen.studies[run.study], runs / run.folder / "record.json"
+        if not path.exists():
+            continue
+        record = json.loads(path.read_text(encoding="utf-8"))
+        code = registry.run_code_hash(study.task, study.methods[run.method].method)
+        spec = json.loads(chosen.spec(run.study, run.method))
+        if (record.get("spec"), record["code_hash"], list(record["data"])) == (spec, code, [study.data]):
+            found.append(path.parent)
+    return found
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -225,16 +244,16 @@ def _commit() -> str | None:
 
 
 def keep_memory() -> None:
-    """Have the C library keep freed memory, and large blocks in large pages.
+    """Have the C library keep freed memory.
 
     A training step frees and asks for the same megabytes over and over; giving them back to the system each time costs
     up to a fifth of the run. No effect where the C library is not glibc.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    trim_threshold, mmap_threshold = -1, -3
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
     try:
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(mmap_threshold, 2**30)
+        library.mallopt(top_pad, 2**26)
+        library.mallopt(mmap_max, 0)
     except (OSError, AttributeError):
         return

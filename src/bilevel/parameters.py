@@ -34,7 +34,7 @@ class Layout:
         # one split and not many narrows: its backward is a single concatenation
         pieces = torch.split(flat, self.sizes, dim=-1)
         return {
-            name: piece.unflatten(-1, shape) if shape else piece.squeeze(-1)
+            name: piece.reshape((*piece.shape[:-1], *shape))
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
 

@@ -64,11 +64,15 @@ def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Any:
 
 def _first(tensor: Tensor) -> Tensor:
     if tensor.dim() == 0 or tensor.shape[0] != 1:
-        raise ValueError(f"expected a leading seed axis of length 1 in the batch, got shape {tuple(tensor.shape)}")
+        raise ValueError(
+            f"expected a leading seed axis of length 1 in the batch, got shape {tuple(tensor.shape)}"
+        )
     return tensor.squeeze(0)
 
 
 def _checked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(value.shape) != shape:
-        raise ValueError(f"a loss must return one number a seed: expected shape {shape}, got {tuple(value.shape)}")
+        raise ValueError(
+            f"a loss must return one number a seed: expected shape {shape}, got {tuple(value.shape)}"
+        )
     return value

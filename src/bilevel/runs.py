@@ -88,7 +88,9 @@ def save(
         for metric, values in metrics.items()
     )
     histograms = (
-        (study, method, *astuple(row)) for row in result.histograms if status[list(seeds).index(row.seed)] == "ok"
+        (study, method, *astuple(row))
+        for row in result.histograms
+        if status[list(seeds).index(row.seed)] == "ok"
     )
     _write_csv(folder / "scalars.csv", SCALARS, scalars)
     _write_csv(folder / "trace.csv", TRACE, trace)
@@ -108,7 +110,10 @@ def surroundings(device: torch.device) -> dict[str, Any]:
     """What a result may depend on besides its settings: versions, device, threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
     }
@@ -136,7 +141,9 @@ def _constant(like: Tensor, value: float) -> Tensor:
 def _cost_scalars(result: Result) -> dict[str, Tensor]:
     """Counts per outer step; the peak and the bits are those of the largest step."""
     whole = {"peak_states", "bits"}
-    counts = {field.name: getattr(result.cost, field.name) for field in fields(Cost) if field.name != "seconds"}
+    counts = {
+        field.name: getattr(result.cost, field.name) for field in fields(Cost) if field.name != "seconds"
+    }
     counts["jvps"] = result.cost.jvps
     return {
         name: _constant(result.alive, count if name in whole else count / result.outer_steps)
@@ -164,4 +171,8 @@ def _report(name: str, step: int, steps: int, seconds: float, alive: Tensor) -> 
     diverged = int((~alive).sum())
     note = f", {diverged} of {len(alive)} seeds diverged" if diverged else ""
     left = seconds / step * (steps - step)
-    print(f"{name}: outer step {step}/{steps}, {seconds:.1f} s, {left:.1f} s left{note}", file=sys.stderr, flush=True)
+    print(
+        f"{name}: outer step {step}/{steps}, {seconds:.1f} s, {left:.1f} s left{note}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -75,9 +75,7 @@ def _fetch_from(url: str, md5: str, target: Path, timeout: float) -> None:
 def _stream(url: str, timeout: float) -> Iterator[bytes]:
     """Yield the content of `url`; every failure of the network, and nothing else, is a `_MirrorError`."""
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=_HEADERS), timeout=timeout
-        ) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=_HEADERS), timeout=timeout) as response:
             length = response.headers["Content-Length"]
             total = int(length) if length else None
             done = 0

@@ -45,9 +45,7 @@ def read_idx(path: Path, magic: int) -> Bytes:
     header = 4 + 4 * (magic & 0xFF)
     if not content.startswith(struct.pack(">I", magic)):
         found = int.from_bytes(content[:4], "big")
-        raise DataError(
-            f"{path}: expected the IDX magic number {magic}, found {found} (bytes {content[:4]!r})"
-        )
+        raise DataError(f"{path}: expected the IDX magic number {magic}, found {found} (bytes {content[:4]!r})")
     if len(content) < header:
         raise DataError(f"{path}: expected an IDX header of {header} bytes, found only {len(content)} bytes")
     shape = struct.unpack_from(f">{magic & 0xFF}I", content, 4)
@@ -89,9 +87,7 @@ def read_csv_split(split: str, image_shape: tuple[int, int], paths: Mapping[str,
     try:
         rows = np.loadtxt(io.BytesIO(content), delimiter=",", dtype=np.uint8, ndmin=2)
     except ValueError as error:
-        raise DataError(
-            f"{path}: expected rows of {columns} integers from 0 to 255, found: {error}"
-        ) from error
+        raise DataError(f"{path}: expected rows of {columns} integers from 0 to 255, found: {error}") from error
     if rows.shape[1] != columns:
         raise DataError(f"{path}: expected rows of {columns} integers, found rows of {rows.shape[1]}")
     images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, *image_shape)

@@ -139,9 +139,7 @@ def _file_in(folder: Path, name: str) -> Path | None:
             if path.is_file():
                 return path
             if path.is_symlink() and not path.exists():
-                raise DataError(
-                    f"{path}: expected a file, found a link to {path.readlink()}, which does not exist"
-                )
+                raise DataError(f"{path}: expected a file, found a link to {path.readlink()}, which does not exist")
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     return None
@@ -165,8 +163,7 @@ def _recognize(splits: dict[str, Decoded], spec: Spec) -> str | None:
 
 def _matches(spec: Spec, splits: dict[str, Decoded]) -> bool:
     return not any(
-        compare(expected, splits[split].images, splits[split].labels)
-        for split, expected in spec.digest.splits.items()
+        compare(expected, splits[split].images, splits[split].labels) for split, expected in spec.digest.splits.items()
     )
 
 

@@ -91,7 +91,10 @@ class Hypergradient(ABC):
             derivatives, optimizer, state.unsqueeze(0), widened, map_batch(_unsqueeze, outer_batch)
         )
         return Estimate(
-            result.state.squeeze(0), result.hypergradient.squeeze(0), result.outer_loss.squeeze(0), result.cost
+            result.state.squeeze(0),
+            result.hypergradient.squeeze(0),
+            result.outer_loss.squeeze(0),
+            result.cost,
         )
 
     def _any_length(

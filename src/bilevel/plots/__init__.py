@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bilevel.errors import UserError
+
 if TYPE_CHECKING:
     from bilevel.plots.look import Look
     from bilevel.plots.sheet import Sheet
@@ -59,17 +61,17 @@ def draw(deck: str, figure: str, tables: Path, output: Path, decks_file: Path | 
         deck: key of `FIGURES`, such as "000".
         figure: key of `FIGURES[deck]`.
         tables: directory of the tables (`trace.csv`, `histograms.csv`).
-        output: SVG file; written under a temporary name and then renamed. The same tables give the same bytes.
+        output: SVG file; it appears whole or not at all. The same tables give the same bytes.
         decks_file: `report/decks.yaml`, for the names and families of methods and studies; without it the
             keys stand in their place.
 
     Raises:
-        KeyError: the deck or the figure is unknown.
+        UserError: the deck or the figure is unknown.
     """
     from bilevel.plots.look import Look
 
     if figure not in FIGURES.get(deck, {}):
         known = ", ".join(f"{key}/{name}" for key, names in FIGURES.items() for name in names)
-        raise KeyError(f"no figure {deck}/{figure}; there are: {known}")
+        raise UserError(f"no figure {deck}/{figure}; there are: {known}")
     look = Look.read(decks_file) if decks_file else Look()
     FIGURES[deck][figure](tables, look).write(output, prefix=f"f{deck}-{figure}")

@@ -26,7 +26,12 @@ def accuracy_by_cost(trace: pd.DataFrame, studies: Sequence[str], look: Look) ->
     span = (min(spent, default=1.0), max(spent, default=10.0))
     lines = {study: [_level(line, span) for line in group] for study, group in lines.items()}
     scale = Scale(
-        "Jacobian products spent (logarithmic)", "Test accuracy, %", span, limits(list(lines.values()), 100), 100, log=True
+        "Jacobian products spent (logarithmic)",
+        "Test accuracy, %",
+        span,
+        limits(list(lines.values()), 100),
+        100,
+        log=True,
     )
     panels = by_study(lines, missing, scale, look, digits=1)
     title = "Test accuracy against Jacobian products spent"

@@ -24,7 +24,13 @@ def auc_by_step(trace: pd.DataFrame, studies: Sequence[str], look: Look) -> Shee
 
 
 def _by_step(
-    trace: pd.DataFrame, studies: Sequence[str], look: Look, metric: str, label: str, factor: float, digits: int
+    trace: pd.DataFrame,
+    studies: Sequence[str],
+    look: Look,
+    metric: str,
+    label: str,
+    factor: float,
+    digits: int,
 ) -> Sheet:
     rows = trace[trace["metric"] == metric]
     lines: dict[str, list[Line]] = {}

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from scipy.optimize import isotonic_regression
 
@@ -44,14 +45,28 @@ class Scale:
 
 
 def limits(panels: Sequence[Sequence[Line]], factor: float) -> tuple[float, float]:
-    """Range of all bands with a little room around."""
-    values = [bound * factor for lines in panels for line in lines for item in line.y for bound in _bounds(item)]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    room = 0.04 * ((high - low) or 1.0)
-    return low - room, high + room
+    """Range that the lines share, with a little room around.
+
+    The steep start of a curve and the bands of very few seeds would leave no height for the rest: the lowest
+    twelfth of the means may lie below, and bands widen the range by a quarter at most.
+    """
+    items = [item for lines in panels for line in lines for item in line.y]
+    means = np.array([item.mean * factor for item in items])
+    bounds = np.array(
+        [bound * factor for item in items for bound in (item.low, item.high) if math.isfinite(bound)]
+    )
+    if not len(means):
+        return 0.0, 1.0
+    low, high = float(np.quantile(means, 1 / 12)), float(means.max())
+    room = (high - low) or 1.0
+    inside = bounds[(bounds > low - room / 4) & (bounds < high + room / 4)]
+    low, high = min([low, *inside]), max([high, *inside])
+    return low - 0.05 * room, high + 0.05 * room
 
 
-def panel(title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, words: str) -> Panel:
+def panel(
+    title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, words: str
+) -> Panel:
     """Draw the lines of one study; `words` describes the panel for those who do not see it."""
     if not lines:
         return empty(WIDTH, HEIGHT, title)
@@ -64,8 +79,12 @@ def panel(title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scal
             _draw(axes, line, scale, look)
         _names(axes, lines, scale, look)
         if missing:
-            text = "not run: " + ", ".join(look.method(key) for key in missing)
-            axes.text(0.02, 0.02, text, fontstyle="italic", fontsize=8, transform=axes.transAxes)
+            text = (
+                "not run: "
+                + ", ".join(look.method(key) for key in missing[:3])
+                + (", …" if missing[3:] else "")
+            )
+            figure.text(1 - 0.02 / WIDTH, 1 - 0.24 / HEIGHT, text, ha="right", fontstyle="italic", fontsize=8)
     return Panel(figure, f"{scale.y_label}: {title}", words)
 
 
@@ -78,11 +97,6 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     for rank, (index, value) in enumerate(zip(order, isotonic_regression(shifted).x, strict=True)):
         places[index] = min(max(float(value), low), top) + rank * gap
     return places
-
-
-def _bounds(item: Interval) -> tuple[float, ...]:
-    found = (item.low, item.mean, item.high)
-    return tuple(value for value in found if math.isfinite(value))
 
 
 def _frame(axes: Axes, title: str, scale: Scale) -> None:
@@ -105,25 +119,34 @@ def _draw(axes: Axes, line: Line, scale: Scale, look: Look) -> None:
     color, dash = look.color(line.method), look.dash(line.method)
     mean = [item.mean * scale.factor for item in line.y]
     axes.plot(line.x, mean, color=color, linestyle=dash, dash_capstyle="butt")
-    if all(math.isfinite(item.low) for item in line.y):
+    if any(math.isfinite(item.low) for item in line.y):
         low, high = ([getattr(item, side) * scale.factor for item in line.y] for side in ("low", "high"))
         axes.fill_between(line.x, low, high, color=color, alpha=0.11, linewidth=0)
-    axes.plot(line.x[-1:], mean[-1:], marker="o", markersize=3.6, color=color, markeredgewidth=0)
+    whole = scale.y[0] <= mean[-1] <= scale.y[1]
+    axes.plot(
+        line.x[-1:], mean[-1:], marker="o", markersize=3.6, color=color, markeredgewidth=0, clip_on=not whole
+    )
 
 
 def _names(axes: Axes, lines: Sequence[Line], scale: Scale, look: Look) -> None:
-    """Names at the right edge, each with a leader of the line's color and dash."""
+    """Names beside the right edge, in the order of the lines' ends; a leader where the line ends at the edge."""
     height = HEIGHT - BOTTOM - TOP
     ends = [(line.y[-1].mean * scale.factor - scale.y[0]) / (scale.y[1] - scale.y[0]) for line in lines]
     places = spread(ends, LABEL_GAP / height, 0.02, 0.98)
     inch = 1 / (WIDTH - LEFT - RIGHT)
     for line, end, place in zip(lines, ends, places, strict=True):
         style = {"color": look.color(line.method), "clip_on": False, "transform": axes.transAxes}
-        axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **style)
+        if line.x[-1] >= scale.x[1]:
+            axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **style)
         sample = [1 + 0.12 * inch, 1 + 0.34 * inch]
         axes.plot(sample, [place, place], linestyle=look.dash(line.method), dash_capstyle="butt", **style)
         axes.text(
-            1 + 0.4 * inch, place, look.method(line.method), va="center_baseline", fontsize=8.5, transform=axes.transAxes
+            1 + 0.4 * inch,
+            place,
+            look.method(line.method),
+            va="center_baseline",
+            fontsize=8.5,
+            transform=axes.transAxes,
         )
 
 

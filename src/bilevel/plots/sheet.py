@@ -17,7 +17,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from bilevel.plots.svg import FONTS, INK, adapt, describe, isolate, parse, replace, serialize
+from bilevel.files import replacing
+from bilevel.plots.svg import FONTS, INK, adapt, describe, isolate, parse, serialize
 
 RC: Mapping[str, Any] = {
     "svg.fonttype": "none",
@@ -123,8 +124,10 @@ class Sheet:
         return serialize(root) + "\n"
 
     def write(self, path: Path, prefix: str) -> None:
-        """Write the figure under a temporary name, then rename it."""
-        replace(path, self.svg(prefix))
+        """Write the figure, whole or not at all."""
+        text = self.svg(prefix)
+        with replacing(path) as file:
+            file.write(text.encode())
 
     def _name(self, root: Element, prefix: str) -> None:
         describe(root, self.title, self.description)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
@@ -16,6 +15,7 @@ FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-se
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FAMILY = re.compile(r"font-family: [^;]*;? ?")
+_LONG = re.compile(r"-?\d+\.\d{3,}")
 _FORBIDDEN = ("script", "foreignObject", "metadata", "style")
 
 
@@ -58,13 +58,13 @@ def isolate(root: Element, prefix: str) -> None:
 
 
 def adapt(root: Element) -> None:
-    """Let ink follow the page's text color, and text its font."""
+    """Let ink follow the page's text color, and text its font; a hundredth of a point is fine enough."""
     for element in root.iter():
         style = element.get("style")
         if style is not None:
             element.set("style", _FAMILY.sub("", style).replace(INK, "currentColor").rstrip("; "))
-        if element.tag == "path" and "d" in element.attrib:
-            element.set("d", " ".join(element.attrib["d"].split()))
+        for key in set(element.attrib) - {"style", "id", "href"}:
+            element.set(key, _LONG.sub(_short, " ".join(element.attrib[key].split())))
         element.tail = None
         if element.text is not None and not element.text.strip():
             element.text = None
@@ -87,14 +87,6 @@ def serialize(root: Element) -> str:
     return text
 
 
-def replace(path: Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
-
-
 def _references(root: Element) -> Iterator[str]:
     for element in root.iter():
         for key, value in element.attrib.items():
@@ -104,6 +96,11 @@ def _references(root: Element) -> Iterator[str]:
                 yield from value.split()
             else:
                 yield from _REFERENCE.findall(value)
+
+
+def _short(number: re.Match[str]) -> str:
+    text = f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
 
 
 def _plain(name: str) -> str:

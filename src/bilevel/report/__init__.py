@@ -1,0 +1,35 @@
+"""The page: numbers of the tables, figures and the slides' own words, set beside one another. It computes nothing.
+
+`render` writes one HTML file that asks for nothing from anywhere: styles, figures and a little script are inside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bilevel.report.decks import load
+from bilevel.report.page import html
+from bilevel.report.source import Source
+from bilevel.files import replacing
+
+__all__ = ["render"]
+
+
+def render(tables: Path, figures: Path, decks_file: Path, output: Path) -> None:
+    """Write the report.
+
+    Args:
+        tables: directory with `cells.csv`, `claims.csv`, `timing.csv` and `provenance.json`. What is not there is
+            a gap that the page names.
+        figures: directory with `<deck>/<figure>.svg`; likewise.
+        decks_file: `report/decks.yaml`.
+        output: HTML file; it appears whole or not at all. The same inputs give the same bytes.
+
+    Raises:
+        SettingsError: the decks file cannot be used.
+        SourceError: a table is there but is not what it should be.
+        FileError: the output cannot be written.
+    """
+    text = html(load(decks_file), Source.read(tables, figures))
+    with replacing(output) as file:
+        file.write(text.encode())

@@ -115,12 +115,14 @@ Block = Annotated[Text | SlideTable | Figure | Metrics, Field(discriminator="kin
 
 
 class Deck(_Model):
-    """One slide deck, in its own order."""
+    """One slide deck, in its own order; `data` are the data sets whose results may be set against its figures."""
 
     id: str
     title: str
     original: str = ""
     authors: str = ""
+    data: tuple[str, ...] = ()
+    data_name: str = ""
     blocks: tuple[Block, ...] = ()
 
     @property

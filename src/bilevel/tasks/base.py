@@ -75,9 +75,7 @@ class Task(ABC):
         """Metrics for the trace, each (S,)."""
 
     @abstractmethod
-    def summarize(
-        self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Final metrics, each (S,), from the last state and the trace (item k = metrics after k outer steps)."""
 
     def histograms(self, hyper: Tensor) -> list[Histogram]:

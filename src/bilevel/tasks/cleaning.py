@@ -51,7 +51,7 @@ class CleaningSettings(Settings):
 
 
 class Images(NamedTuple):
-    """Normalized images (N, 1, 28, 28) in [−1, 1] and labels (N,)."""
+    """Images, normalized to [−1, 1], as the network takes them (`convnet.patches`, (N, 196, 16)), and labels (N,)."""
 
     images: Tensor
     labels: Tensor
@@ -82,10 +82,12 @@ class Batches(Sequence[Batch]):
 
 
 def gather(sources: Sequence[Images], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (S, B, 1, 28, 28) and labels (S, B) of ids (S, B), seed by seed."""
-    pairs = list(zip(sources, ids, strict=True))
-    images = torch.stack([source.images[chosen] for source, chosen in pairs])
-    return images, torch.stack([source.labels[chosen] for source, chosen in pairs])
+    """Images (S, B, 196, 16) and labels (S, B) of ids (S, B), seed by seed."""
+    images = [source.images[chosen] for source, chosen in zip(sources, ids, strict=True)]
+    labels = [source.labels[chosen] for source, chosen in zip(sources, ids, strict=True)]
+    if len(sources) == 1:  # a view instead of one more copy
+        return images[0].unsqueeze(0), labels[0].unsqueeze(0)
+    return torch.stack(images), torch.stack(labels)
 
 
 def weighted_loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
@@ -140,10 +142,7 @@ class Cleaning(Task):
     def start(self) -> tuple[Tensor, Tensor]:
         """Network at its first parameters, and λ = 0: every sample has weight one half."""
         params = torch.stack(
-            [
-                convnet.initial(generator(self.study, "initialization", self.initial_seed(seed)))
-                for seed in self.seeds
-            ]
+            [convnet.initial(generator(self.study, "initialization", self.initial_seed(seed))) for seed in self.seeds]
         ).to(self.device)
         return self.optimizer.init(params), params.new_zeros(len(self.seeds), self.settings.train_size)
 
@@ -160,9 +159,7 @@ class Cleaning(Task):
             inner.append(torch.randint(s.train_size, (s.inner_steps, s.batch_size), generator=draws))
             outer.append(torch.randperm(len(self.outer_source(share).labels), generator=draws)[: s.batch_size])
         ids = torch.stack(inner, dim=1).to(self.device)
-        outer_batch = gather(
-            [self.outer_source(share) for share in self.shares], torch.stack(outer).to(self.device)
-        )
+        outer_batch = gather([self.outer_source(share) for share in self.shares], torch.stack(outer).to(self.device))
         return Batches(self.shares, ids), outer_batch
 
     def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:
@@ -176,9 +173,7 @@ class Cleaning(Task):
             ),
         }
 
-    def summarize(
-        self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """`test_accuracy_max` (over the evaluations before each outer step), final test accuracy and AUC."""
         accuracies = torch.stack([metrics["test_accuracy"] for metrics in trace])
         return {
@@ -244,15 +239,13 @@ class Cleaning(Task):
         return Images(self._normalized(images[chosen]), labels[chosen].to(self.device))
 
     def _normalized(self, images: Tensor) -> Tensor:
-        return images.to(self.device, torch.float32).div_(127.5).sub_(1)
+        return convnet.patches(images.to(self.device, torch.float32).div_(127.5).sub_(1))
 
 
 @torch.no_grad()
 def accuracy(params: Tensor, images: Images) -> float:
     """Fraction of images whose class has the largest logit."""
-    hits = sum(
-        int((convnet.forward(params, part.images).argmax(-1) == part.labels).sum()) for part in _chunks(images)
-    )
+    hits = sum(int((convnet.forward(params, part.images).argmax(-1) == part.labels).sum()) for part in _chunks(images))
     return hits / len(images.labels)
 
 

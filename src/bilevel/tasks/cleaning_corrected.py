@@ -19,13 +19,9 @@ class CleaningCorrected(Cleaning):
 
     problem = Problem(weighted_loss, plain_loss)
 
-    def summarize(
-        self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The shared metrics and `validation_accuracy_final`."""
-        validation = self._accuracies(
-            self.optimizer.params(state), [share.validation for share in self.shares]
-        )
+        validation = self._accuracies(self.optimizer.params(state), [share.validation for share in self.shares])
         return {**super().summarize(state, hyper, trace), "validation_accuracy_final": validation}
 
 

@@ -47,7 +47,8 @@ class PlainProducts:
             ]
         )
         weights: Tensor = torch.sigmoid(self._derivatives.hyper.gather(1, ids))
-        return losses * weights * (1 - weights) / ids.shape[1]
+        slopes: Tensor = weights * (1 - weights)
+        return losses * slopes / ids.shape[1]
 
 
 def credit(total: Tensor, ids: Tensor, contributions: Tensor) -> None:

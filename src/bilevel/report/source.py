@@ -1,0 +1,130 @@
+"""What the page is made from, as read: tables, provenance and where figures lie. Knows nothing of how it looks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from bilevel.errors import UserError
+
+CELLS = ("study", "method", "metric", "n", "diverged", "mean", "low", "high")
+CLAIMS = (
+    *(
+        "deck",
+        "source",
+        "id",
+        "study",
+        "statement",
+        "metric",
+        "better",
+        "published",
+        "effect",
+        "low",
+        "high",
+        "n",
+    ),
+    *("p_adjusted", "verdict", "seeds_to_decide", "note"),
+)
+TIMING = ("study", "method", "seeds", "seconds", "seconds_per_seed", "peak_memory_mb", "device", "threads")
+
+
+class SourceError(UserError):
+    """A table is there but cannot be read as what it should be."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of one (study, method) over seeds; what is undefined is None."""
+
+    n: int
+    diverged: int
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything the page shows; `absent` names the files that are not there."""
+
+    cells: Mapping[tuple[str, str, str], Cell] = field(default_factory=dict)
+    claims: Sequence[Mapping[str, str]] = ()
+    timing: Sequence[Mapping[str, str]] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    figures: Path = Path()
+    absent: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, tables: Path, figures: Path) -> Self:
+        """Read whatever is there."""
+        paths = [tables / name for name in ("cells.csv", "claims.csv", "timing.csv", "provenance.json")]
+        cells = {
+            (row["study"], row["method"], row["metric"]): _cell(row, paths[0])
+            for row in _rows(paths[0], CELLS)
+        }
+        absent = tuple(path.name for path in paths if not path.exists())
+        return cls(cells, _rows(paths[1], CLAIMS), _rows(paths[2], TIMING), _json(paths[3]), figures, absent)
+
+    def methods(self, study: str) -> list[str]:
+        """Methods of a study that have at least one cell, sorted."""
+        return sorted({method for other, method, _ in self.cells if other == study})
+
+    def configured(self, study: str) -> Mapping[str, Any]:
+        """Settings of a study in the resolved configuration; empty where there are none."""
+        found = self.provenance.get("configuration", {}).get("studies", {}).get(study, {})
+        return found if isinstance(found, Mapping) else {}
+
+    def listed(self, kind: str) -> list[Mapping[str, Any]]:
+        """Runs of provenance's `missing` or `diverged`."""
+        return [entry for entry in self.provenance.get(kind, []) if isinstance(entry, Mapping)]
+
+    def runs(self) -> list[tuple[str, str, str]]:
+        """(study, method, seed) of every run that has a record."""
+        return [(row["study"], row["method"], seed) for row in self.timing for seed in row["seeds"].split()]
+
+
+def number(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, restval="")
+        lacking = [column for column in columns if column not in (reader.fieldnames or ())]
+        if lacking:
+            raise SourceError(f"{path}: columns are missing: {', '.join(lacking)}")
+        return list(reader)
+
+
+def _cell(row: Mapping[str, str], path: Path) -> Cell:
+    counts = [number(row[key]) for key in ("n", "diverged")]
+    if None in counts:
+        raise SourceError(
+            f"{path}: n and diverged should be whole numbers, got {row['n']!r} and {row['diverged']!r}"
+        )
+    n, diverged = (int(count or 0) for count in counts)
+    return Cell(n, diverged, *(number(row[key]) for key in ("mean", "low", "high")))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SourceError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"{path}: should be a JSON object")
+    return found

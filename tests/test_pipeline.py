@@ -1,0 +1,220 @@
+"""The pipeline itself: a whole run of the smoke preset in a copy of the tree, and what happens to it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "config.yaml", "workflow", "profiles", "src", "report", "envs")
+SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
+
+# all of them on one worker, one after another: they share one copy of the tree
+pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+
+
+class Tree:
+    """A copy of the tree, in which snakemake runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for part in PARTS:
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / part, folder / part)
+
+    def snakemake(self, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
+        paths = {"PYTHONPATH": str(self.folder / "src"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments, "--cores", str(cores), *SMOKE],
+            cwd=self.folder,
+            env={**os.environ, **paths},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+
+    def planned(self) -> set[str]:
+        """`study/method` of the runs that a dry run would start."""
+        answer = self.snakemake("--dry-run")
+        assert answer.returncode == 0, answer.stdout
+        return set(re.findall(r"output: results/runs/([a-z0-9_.]+/[a-z0-9_.]+)/", answer.stdout))
+
+    def tables(self) -> dict[str, bytes]:
+        names = ("scalars.csv", "trace.csv", "histograms.csv", "cells.csv", "claims.csv", "provenance.json")
+        return {name: (self.folder / "results/tables" / name).read_bytes() for name in names}
+
+    def gaps(self) -> list[dict[str, object]]:
+        """Missing runs as the partial report names them."""
+        missing: list[dict[str, object]] = json.loads(
+            (self.folder / "results/partial/tables/provenance.json").read_text(encoding="utf-8")
+        )["missing"]
+        return missing
+
+    @contextmanager
+    def edited(self, path: str, old: str, new: str) -> Iterator[None]:
+        file = self.folder / path
+        before = file.read_text(encoding="utf-8")
+        assert old in before
+        file.write_text(before.replace(old, new, 1), encoding="utf-8")
+        try:
+            yield
+        finally:
+            file.write_text(before, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    result = Tree(tmp_path_factory.mktemp("tree"))
+    answer = result.snakemake()
+    assert answer.returncode == 0, answer.stdout
+    return result
+
+
+def test_smoke_run_makes_the_report_with_every_run_in_it(tree: Tree) -> None:
+    assert (tree.folder / "results/report.html").stat().st_size > 10_000
+    provenance = json.loads((tree.folder / "results/tables/provenance.json").read_text())
+    assert provenance["missing"] == []
+    assert provenance["diverged"] == []
+    assert len(list((tree.folder / "results/runs").glob("*/*/*/record.json"))) == 6 * 2 + 9
+    assert all(path.stat().st_size > 0 for path in (tree.folder / "results/logs/runs").rglob("*.log"))
+
+
+def test_a_second_run_has_nothing_to_do(tree: Tree) -> None:
+    answer = tree.snakemake()
+    assert answer.returncode == 0
+    assert "Nothing to be done" in answer.stdout
+
+
+def test_editing_a_method_re_runs_that_method_only(tree: Tree) -> None:
+    with tree.edited("src/bilevel/hypergradients/truncated.py", "kept = min(self.steps", "kept = 0 + min(self.steps"):
+        assert tree.planned() == {"cleaning_corrected/t1_t2"}
+    with tree.edited("src/bilevel/tasks/cleaning_published/drmad.py", "reversed(range(steps))", "range(steps)[::-1]"):
+        assert tree.planned() == {"cleaning_published/drmad"}
+    assert tree.planned() == set()
+
+
+def test_editing_a_setting_re_runs_what_it_touches_only(tree: Tree) -> None:
+    with tree.edited(
+        "config.yaml", "gamma_1: {method: aggregated, gamma: 1.0}", "gamma_1: {method: aggregated, gamma: 0.5}"
+    ):
+        assert tree.planned() == {"cleaning_corrected/gamma_1"}
+
+
+def test_comments_and_newer_files_re_run_nothing(tree: Tree) -> None:
+    for path in (tree.folder / "src").rglob("*.py"):
+        path.touch()
+    with tree.edited("src/bilevel/derivatives.py", '"""First and second', '"""The first and second'):
+        assert tree.planned() == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("compute:", "computing:", "computing: unknown key"),
+        ("{method: drmad}", "{method: dramd}", "unknown method; there are aggregated"),
+        ("data: mnist_5k", "data: mnist_5000", "unknown data set; there are mnist_5k"),
+        ("seeds: 3", "seeds: [-1]", "greater than or equal to 0, got -1"),
+        ("settings: {}", "settings: {learning_rate: 1e-3}", "write 1.0e-03, with a point"),
+        ("directories: []", "directories: [nowhere]", "data.directories: no such directory: nowhere"),
+    ],
+)
+def test_a_wrong_configuration_stops_before_any_job(tree: Tree, old: str, new: str, message: str) -> None:
+    before = tree.tables()
+    with tree.edited("config.yaml", old, new):
+        # the preset is laid over seeds and settings, so it is left out
+        command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+        answer = subprocess.run(
+            command,
+            cwd=tree.folder,
+            env={**os.environ, "PYTHONPATH": str(tree.folder / "src")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert answer.returncode != 0
+    assert message in answer.stderr + answer.stdout
+    assert "Traceback" not in answer.stderr + answer.stdout
+    assert "localrule" not in answer.stdout
+    assert tree.tables() == before
+
+
+def test_a_corrupted_file_in_a_data_directory_stops_at_its_job(tree: Tree) -> None:
+    folder = tree.folder / "files" / "mnist"
+    folder.mkdir(parents=True)
+    (folder / "train-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + b"\0" * 100)
+    before = tree.tables()
+    with (
+        tree.edited("config.yaml", "directories: []", "directories: [files]"),
+        tree.edited("config.yaml", "data: mnist_5k", "data: mnist"),
+    ):
+        answer = tree.snakemake("results/data/mnist.json")
+    assert answer.returncode != 0
+    assert "train-images-idx3-ubyte" in answer.stdout
+    assert not (tree.folder / "results/data/mnist.json").exists()
+    assert len(list((tree.folder / "results/runs").glob("*/*/*/record.json"))) == 6 * 2 + 9
+    # runs of the data set that was asked for are missing; those of another one do not stand in for them
+    assert len(tree.gaps()) == 6 * 2
+    assert tree.tables() == before
+
+
+def test_a_failed_run_is_a_gap_in_a_report_that_is_still_made(tree: Tree) -> None:
+    before = tree.tables()
+    run = tree.folder / "results/runs/cleaning_corrected/exact/0-1"
+    kept = run.with_name("kept")
+    run.rename(kept)
+    with tree.edited(
+        "src/bilevel/hypergradients/unrolled.py",
+        "        state, trajectory",
+        "        1 / 0\n        state, trajectory",
+    ):
+        answer = tree.snakemake()
+        assert answer.returncode != 0
+        assert "ZeroDivisionError" in answer.stdout
+    assert tree.gaps() == [{"method": "exact", "seed": seed, "study": "cleaning_corrected"} for seed in (0, 1)]
+    assert "results/partial/report.html" in answer.stdout
+    assert (tree.folder / "results/partial/report.html").stat().st_size > 10_000
+    shutil.rmtree(kept)
+    answer = tree.snakemake()
+    assert answer.returncode == 0, answer.stdout
+    assert tree.tables() == before
+
+
+def test_tables_are_byte_identical_with_another_number_of_cores(tree: Tree) -> None:
+    before = tree.tables()
+    for method in ("exact", "gamma_0.99"):
+        shutil.rmtree(tree.folder / "results/runs/cleaning_corrected" / method)
+    shutil.rmtree(tree.folder / "results/tables")
+    answer = tree.snakemake(cores=1)
+    assert answer.returncode == 0, answer.stdout
+    assert tree.tables() == before
+
+
+def test_a_data_file_that_changed_under_way_is_refused(tree: Tree) -> None:
+    file = tree.folder / "results/data/mnist_5k.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    folder = tree.folder / "results/runs/cleaning_corrected/none"
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept)
+    shutil.rmtree(folder)
+    try:
+        answer = tree.snakemake("results/runs/cleaning_corrected/none/0-1/record.json")
+        assert answer.returncode != 0
+        assert "mnist_5k.safetensors" in answer.stdout
+        assert "Traceback" not in answer.stdout
+    finally:
+        file.write_bytes(whole)
+    assert tree.snakemake().returncode == 0
