@@ -43,6 +43,15 @@ LOCAL = ("file:", "data:", "chrome:", "about:", "blob:")
 OWN = "not an origin"
 SECONDS = 30
 
+# The browser reads commands from descriptor 3 and writes answers to descriptor 4.
+LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, place in zip(ends, (3, 4)):
+    os.dup2(end, place)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 def executable() -> str | None:
     """Chromium, or a browser that speaks the same protocol."""
@@ -79,14 +88,10 @@ class Browser:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def open(
-        self, path: Path, width: int = 1300, height: int = 900, dark: bool = False, media: str = ""
-    ) -> None:
+    def open(self, path: Path, width: int = 1300, height: int = 900, dark: bool = False, media: str = "") -> None:
         """Load a file as a device of that width shows it."""
         self.device(width, height)
         self.media(dark, media)
@@ -114,9 +119,7 @@ class Browser:
         """Value of a JavaScript expression on the page."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
-            raise RuntimeError(
-                found["exceptionDetails"].get("exception", {}).get("description", "script failed")
-            )
+            raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", "script failed"))
         return found["result"].get("value")
 
     def press(self, key: str) -> None:
@@ -193,14 +196,13 @@ class Browser:
             f"--user-data-dir={self._folder / 'profile'}",
             f"--log-net-log={self._folder / 'net.json'}",
         ]
-        # The browser reads commands from descriptor 3 and writes answers to descriptor 4.
-        shell = f'exec 5<&{theirs} 6>&{out}; exec 3<&5 4>&6 5<&- 6>&-; exec "$@"'
-        process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", program, *FLAGS, *options, "about:blank"],
-            pass_fds=(theirs, out),
-            stdout=subprocess.DEVNULL,
-            stderr=(self._folder / "stderr").open("wb"),
-        )
+        with (self._folder / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LAUNCH, str(theirs), str(out), program, *FLAGS, *options, "about:blank"],
+                pass_fds=(theirs, out),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
         os.close(theirs)
         os.close(out)
         return process
@@ -211,9 +213,7 @@ class Browser:
                 raise RuntimeError(f"Chromium did not answer for {SECONDS} s")
             part = os.read(self._read, 1 << 20)
             if not part:
-                raise RuntimeError(
-                    "Chromium ended: " + (self._folder / "stderr").read_text(errors="replace")[-2000:]
-                )
+                raise RuntimeError("Chromium ended: " + (self._folder / "stderr").read_text(errors="replace")[-2000:])
             self._buffer += part
         text, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(text))

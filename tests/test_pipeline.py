@@ -197,6 +197,7 @@ def test_tables_are_byte_identical_with_another_number_of_cores(tree: Tree) -> N
     for method in ("exact", "gamma_0.99"):
         shutil.rmtree(tree.folder / "results/runs/cleaning_corrected" / method)
     shutil.rmtree(tree.folder / "results/tables")
+    (tree.folder / "results/report.html").unlink()
     answer = tree.snakemake(cores=1)
     assert answer.returncode == 0, answer.stdout
     assert tree.tables() == before

@@ -33,7 +33,7 @@ class Derivatives:
     def inner_gradient(self, params: Tensor, batch: Batch) -> Tensor:
         """∂L₁/∂w, (S, P)."""
         leaf = _leaf(params)
-        (gradient,) = torch.autograd.grad(self._inner_loss(leaf, _constant(self.hyper), batch).sum(), leaf)
+        (gradient,) = torch.autograd.grad(_total(self._inner_loss(leaf, _constant(self.hyper), batch)), leaf)
         self.cost.gradients += 1
         return _with_penalty(self.penalty, gradient.view_as(params), params)
 
@@ -73,7 +73,7 @@ class Linearization:
         self._penalty, self._cost, self._params = penalty, cost, params.detach()
         self._leaves = (_leaf(params), _leaf(hyper))
         loss = inner_loss(*self._leaves, batch)
-        (self._gradient,) = torch.autograd.grad(loss.sum(), self._leaves[0], create_graph=True)
+        (self._gradient,) = torch.autograd.grad(_total(loss), self._leaves[0], create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -121,6 +121,10 @@ def _constant(tensor: Tensor) -> Tensor:
 
 def _leaf(tensor: Tensor) -> Tensor:
     return _constant(tensor).requires_grad_()
+
+
+def _total(loss: Tensor) -> Tensor:
+    return loss if loss.dim() == 0 else loss.sum()
 
 
 def _with_penalty(penalty: FixedPenalty | None, gradient: Tensor, params: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ METRIC, COST = "test_accuracy", "jvps_total"
 
 
 def accuracy_by_cost(trace: pd.DataFrame, studies: Sequence[str], look: Look) -> Sheet:
-    """Test accuracy in percent against the products spent so far; a method without any is a level line at its last value."""
+    """Test accuracy in percent against the products spent so far; without any, a level line at the last value."""
     lines: dict[str, list[Line]] = {}
     missing: dict[str, list[str]] = {}
     accuracy = trace[trace["metric"] == METRIC].dropna(subset=["value"])

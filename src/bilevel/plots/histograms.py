@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from bilevel.plots.frames import methods
 from bilevel.plots.look import GROUPS, Look
-from bilevel.plots.sheet import RC, Group, Panel, Sheet, canvas, empty
+from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
 
 WIDTH, HEIGHT = 1.72, 1.34
 ALL = 99.9  # percent
@@ -66,7 +65,7 @@ def _panel(title: str, shares: Shares, top: float) -> Panel:
     if not shares:
         return empty(WIDTH, HEIGHT, title)
     figure = canvas(WIDTH, HEIGHT)
-    with matplotlib.rc_context(dict(RC)):
+    with style():
         axes = figure.add_axes((0.2, 0.19, 0.76, 0.64))
         for group, (share, edges) in shares.items():
             axes.stairs(share, edges, color=GROUPS[group], fill=True, alpha=0.22, linewidth=0)
@@ -81,7 +80,7 @@ def _key() -> Panel:
     """Which outline is which."""
     width, height = 2.3, 0.3
     figure = canvas(width, height)
-    with matplotlib.rc_context(dict(RC)):
+    with style():
         axes = figure.add_axes((0.02, 0, 0.98, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, width), ylim=(0, height))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from scipy.optimize import isotonic_regression
 
 from bilevel.plots.look import Look
-from bilevel.plots.sheet import RC, Panel, canvas, empty
+from bilevel.plots.sheet import Panel, canvas, empty, style
 from bilevel.statistics import Interval
 
 WIDTH, HEIGHT = 4.35, 3.1
@@ -45,33 +45,29 @@ class Scale:
 
 
 def limits(panels: Sequence[Sequence[Line]], factor: float) -> tuple[float, float]:
-    """Range that the lines share, with a little room around.
+    """Range that the lines share, with a little room around; what is drawn are shares, from 0 to 1 times the factor.
 
     The steep start of a curve and the bands of very few seeds would leave no height for the rest: the lowest
-    twelfth of the means may lie below, and bands widen the range by a quarter at most.
+    twelfth of the means may lie below, and bands widen the range by a sixth at most.
     """
     items = [item for lines in panels for line in lines for item in line.y]
     means = np.array([item.mean * factor for item in items])
-    bounds = np.array(
-        [bound * factor for item in items for bound in (item.low, item.high) if math.isfinite(bound)]
-    )
+    bounds = np.array([bound * factor for item in items for bound in (item.low, item.high) if math.isfinite(bound)])
     if not len(means):
         return 0.0, 1.0
     low, high = float(np.quantile(means, 1 / 12)), float(means.max())
     room = (high - low) or 1.0
-    inside = bounds[(bounds > low - room / 4) & (bounds < high + room / 4)]
+    inside = bounds[(bounds > low - room / 6) & (bounds < high + room / 6)]
     low, high = min([low, *inside]), max([high, *inside])
-    return low - 0.05 * room, high + 0.05 * room
+    return max(low - 0.05 * room, -0.01 * factor), min(high + 0.05 * room, 1.01 * factor)
 
 
-def panel(
-    title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, words: str
-) -> Panel:
+def panel(title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, words: str) -> Panel:
     """Draw the lines of one study; `words` describes the panel for those who do not see it."""
     if not lines:
         return empty(WIDTH, HEIGHT, title)
     figure = canvas(WIDTH, HEIGHT)
-    with matplotlib.rc_context(dict(RC)):
+    with style():
         box = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT)
         axes = figure.add_axes(box)
         _frame(axes, title, scale)
@@ -79,11 +75,7 @@ def panel(
             _draw(axes, line, scale, look)
         _names(axes, lines, scale, look)
         if missing:
-            text = (
-                "not run: "
-                + ", ".join(look.method(key) for key in missing[:3])
-                + (", …" if missing[3:] else "")
-            )
+            text = "not run: " + ", ".join(look.method(key) for key in missing[:3]) + (", …" if missing[3:] else "")
             figure.text(1 - 0.02 / WIDTH, 1 - 0.24 / HEIGHT, text, ha="right", fontstyle="italic", fontsize=8)
     return Panel(figure, f"{scale.y_label}: {title}", words)
 
@@ -123,9 +115,7 @@ def _draw(axes: Axes, line: Line, scale: Scale, look: Look) -> None:
         low, high = ([getattr(item, side) * scale.factor for item in line.y] for side in ("low", "high"))
         axes.fill_between(line.x, low, high, color=color, alpha=0.11, linewidth=0)
     whole = scale.y[0] <= mean[-1] <= scale.y[1]
-    axes.plot(
-        line.x[-1:], mean[-1:], marker="o", markersize=3.6, color=color, markeredgewidth=0, clip_on=not whole
-    )
+    axes.plot(line.x[-1:], mean[-1:], marker="o", markersize=3.6, color=color, markeredgewidth=0, clip_on=not whole)
 
 
 def _names(axes: Axes, lines: Sequence[Line], scale: Scale, look: Look) -> None:
@@ -135,11 +125,11 @@ def _names(axes: Axes, lines: Sequence[Line], scale: Scale, look: Look) -> None:
     places = spread(ends, LABEL_GAP / height, 0.02, 0.98)
     inch = 1 / (WIDTH - LEFT - RIGHT)
     for line, end, place in zip(lines, ends, places, strict=True):
-        style = {"color": look.color(line.method), "clip_on": False, "transform": axes.transAxes}
+        drawn: dict[str, Any] = {"color": look.color(line.method), "clip_on": False, "transform": axes.transAxes}
         if line.x[-1] >= scale.x[1]:
-            axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **style)
+            axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **drawn)
         sample = [1 + 0.12 * inch, 1 + 0.34 * inch]
-        axes.plot(sample, [place, place], linestyle=look.dash(line.method), dash_capstyle="butt", **style)
+        axes.plot(sample, [place, place], linestyle=look.dash(line.method), dash_capstyle="butt", **drawn)
         axes.text(
             1 + 0.4 * inch,
             place,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree.ElementTree import Element, SubElement
 
 import matplotlib
@@ -62,8 +63,8 @@ class Panel:
     def element(self) -> Element:
         """The drawing as an SVG element with a view box in points."""
         buffer = io.StringIO()
-        FigureCanvasSVG(self.figure)  # type: ignore[no-untyped-call]
-        with matplotlib.rc_context(dict(RC)):
+        FigureCanvasSVG(self.figure)
+        with style():
             self.figure.savefig(
                 buffer,
                 format="svg",
@@ -136,6 +137,11 @@ class Sheet:
         root.set("aria-labelledby", f"{prefix}-title {prefix}-desc")
 
 
+def style() -> AbstractContextManager[None]:
+    """The common settings, for as long as a panel is drawn."""
+    return matplotlib.rc_context(cast(Any, RC))
+
+
 def size(element: Element) -> tuple[float, float]:
     """Width and height of an element's view box."""
     _, _, width, height = (float(part) for part in element.get("viewBox", "0 0 0 0").split())
@@ -144,14 +150,14 @@ def size(element: Element) -> tuple[float, float]:
 
 def canvas(width: float, height: float) -> Figure:
     """An empty figure of that many inches, under the common settings."""
-    with matplotlib.rc_context(dict(RC)):
+    with style():
         return Figure(figsize=(width, height))
 
 
 def empty(width: float, height: float, title: str, reason: str = "not run") -> Panel:
     """A visible gap in the place of a drawing."""
     figure = canvas(width, height)
-    with matplotlib.rc_context(dict(RC)):
+    with style():
         axes = figure.add_axes((0.03, 0.03, 0.94, 0.94))
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():

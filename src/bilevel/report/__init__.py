@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bilevel.files import replacing
 from bilevel.report.decks import load
 from bilevel.report.page import html
 from bilevel.report.source import Source
-from bilevel.files import replacing
 
 __all__ = ["render"]
 

@@ -57,4 +57,4 @@ def _panel(element: Element) -> Panel:
         element.attrib.pop(key, None)
     element.set("class", "panel")
     width = float(element.get("viewBox", "0 0 300 200").split()[2]) * 4 / 3
-    return Panel(Markup(serialize(element)), round(width))  # noqa: S704
+    return Panel(Markup(serialize(element)), round(width))

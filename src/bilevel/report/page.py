@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from bilevel.report.decks import Decks
 from bilevel.report.source import Source
-from bilevel.report.view import View
+from bilevel.report.view import page
 
 FOLDER = Path(__file__).parent
 
@@ -24,8 +24,8 @@ def html(decks: Decks, source: Source) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    inline = {name: Markup(_read(f"{name}.{kind}")) for name, kind in (("style", "css"), ("script", "js"))}  # noqa: S704
-    return environment.get_template("page.html").render(page=View(decks, source).page(), **inline)
+    inline = {name: Markup(_read(f"{name}.{kind}")) for name, kind in (("style", "css"), ("script", "js"))}
+    return environment.get_template("page.html").render(page=page(decks, source), **inline)
 
 
 def _read(name: str) -> str:

@@ -63,10 +63,7 @@ class Source:
     def read(cls, tables: Path, figures: Path) -> Self:
         """Read whatever is there."""
         paths = [tables / name for name in ("cells.csv", "claims.csv", "timing.csv", "provenance.json")]
-        cells = {
-            (row["study"], row["method"], row["metric"]): _cell(row, paths[0])
-            for row in _rows(paths[0], CELLS)
-        }
+        cells = {(row["study"], row["method"], row["metric"]): _cell(row, paths[0]) for row in _rows(paths[0], CELLS)}
         absent = tuple(path.name for path in paths if not path.exists())
         return cls(cells, _rows(paths[1], CLAIMS), _rows(paths[2], TIMING), _json(paths[3]), figures, absent)
 
@@ -111,9 +108,7 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 def _cell(row: Mapping[str, str], path: Path) -> Cell:
     counts = [number(row[key]) for key in ("n", "diverged")]
     if None in counts:
-        raise SourceError(
-            f"{path}: n and diverged should be whole numbers, got {row['n']!r} and {row['diverged']!r}"
-        )
+        raise SourceError(f"{path}: n and diverged should be whole numbers, got {row['n']!r} and {row['diverged']!r}")
     n, diverged = (int(count or 0) for count in counts)
     return Cell(n, diverged, *(number(row[key]) for key in ("mean", "low", "high")))
 

@@ -1,0 +1,110 @@
+"""Looking things up: names of metrics, methods and studies, and the values that were measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bilevel.report import words
+from bilevel.report.decks import Decks, Method, Metric, Study
+from bilevel.report.model import NOT_RUN, Column, Mark, Ran, Table, TableRow, Value
+from bilevel.report.source import Cell, Source
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The decks file and the tables, asked by key; what the file does not know goes by its key."""
+
+    decks: Decks
+    source: Source
+
+    def metric(self, key: str) -> Metric:
+        """How a metric is written; its key as name where the file does not know it."""
+        return self.decks.metrics.get(key, Metric(name=key, digits=3))
+
+    def method(self, key: str) -> str:
+        """Name of a method."""
+        return self.decks.methods.get(key, Method(name=key)).name
+
+    def study(self, key: str) -> Study:
+        """A study; its key as name where the file does not know it."""
+        return self.decks.studies.get(key, Study(name=key))
+
+    def data(self, study: str) -> str:
+        """Data set of a study."""
+        return str(self.source.configured(study).get("data", ""))
+
+    def methods(self, study: str) -> list[str]:
+        """Methods that a study has or should have, in its own order."""
+        listed = list(self.study(study).methods)
+        return listed + [key for key in self.source.methods(study) if key not in listed]
+
+    def ran(self, study: str) -> Ran:
+        """What a study ran on."""
+        known = self.study(study)
+        seeds = dict.fromkeys(seed for name, _, seed in self.source.runs() if name == study)
+        parts = [study, self.data(study), f"seeds {words.seeds(' '.join(seeds))}" if seeds else ""]
+        gap = "" if self.source.methods(study) else NOT_RUN
+        return Ran(known.name, study, known.about, " · ".join(part for part in parts if part), gap)
+
+    def value(self, study: str, method: str, key: str) -> Value:
+        """Mean, interval and number of seeds of one metric."""
+        cell, metric = self.source.cells.get((study, method, key)), self.metric(key)
+        if cell is None:
+            ran = any(other[:2] == (study, method) for other in self.source.cells)
+            return Value(gap="not measured" if ran else NOT_RUN)
+        lost = f"{cell.diverged} diverged" if cell.diverged else ""
+        if cell.mean is None:
+            return Value(gap="diverged" if cell.diverged else "no value")
+        return Value(
+            text=words.in_unit(cell.mean, metric),
+            interval=_interval(cell, metric),
+            n=f"n = {cell.n}",
+            remark=lost,
+            sort=f"{cell.mean}",
+        )
+
+    def metrics_table(self, study: str, metrics: Sequence[str], anchor: str) -> tuple[Ran, Table | None]:
+        """All methods of a study against some metrics."""
+        ran = self.ran(study)
+        if ran.gap:
+            return ran, None
+        columns = [self._column(key) for key in metrics]
+        rows = [
+            TableRow(self.method(method), [self.value(study, method, key) for key in metrics])
+            for method in self.methods(study)
+        ]
+        return ran, Table(slug(anchor), "Method", columns, rows)
+
+    def _column(self, key: str) -> Column:
+        metric = self.metric(key)
+        return Column(words.heading(metric), "value" if metric.digits else "number", metric.about)
+
+
+def mark(
+    at: float, low: float | None, high: float | None, scale: tuple[float, float], reference: float | None
+) -> Mark | None:
+    """An interval drawn on a scale, with a reference value; one seed is a dot."""
+    start, width = scale[0], scale[1] - scale[0]
+    if width <= 0:
+        return None
+
+    def place(value: float) -> float:
+        return round(4 + 92 * (value - start) / width, 1)
+
+    bounds = (at, at) if low is None or high is None else (low, high)
+    return Mark(place(at), place(bounds[0]), place(bounds[1]), None if reference is None else place(reference))
+
+
+def _interval(cell: Cell, metric: Metric) -> str:
+    """Bounds in the metric's unit; a dash where one seed has none; nothing for a count that all seeds share."""
+    if metric.digits == 0 and cell.low in (None, cell.high):
+        return ""
+    if cell.low is None or cell.high is None:
+        return words.DASH
+    return f"[{words.in_unit(cell.low, metric)}, {words.in_unit(cell.high, metric)}]"
+
+
+def slug(text: str) -> str:
+    """A text that may be an id."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in text)
