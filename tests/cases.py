@@ -128,9 +128,7 @@ def _mlp_case(name: str, sizes: list[int] | None, hyper_size: int, closed_form: 
         coefficients = h.exp().repeat_interleave(torch.tensor(groups))
         return _mlp_loss(w, h, batch) + 0.5 * (coefficients * w * w).sum()
 
-    problem = (
-        bilevel.Problem(_mlp_loss, _mlp_loss, penalty) if closed_form else bilevel.Problem(whole, _mlp_loss)
-    )
+    problem = bilevel.Problem(_mlp_loss, _mlp_loss, penalty) if closed_form else bilevel.Problem(whole, _mlp_loss)
     return Case(
         name,
         problem,

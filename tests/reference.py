@@ -1,4 +1,4 @@
-"""What every method is defined to return, from dense Jacobians of the inner step; slow, plain, written independently."""
+"""What every method is defined to return, from dense Jacobians of the inner step; slow, plain, independent."""
 
 from __future__ import annotations
 

@@ -112,9 +112,7 @@ def test_a_file_is_read_with_its_kinds(tmp_path: Path) -> None:
         ({"statement": ""}, "statement: string should have at least 1 character"),
     ],
 )
-def test_a_wrong_entry_is_named_with_what_is_allowed(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_a_wrong_entry_is_named_with_what_is_allowed(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     good = ENTRY | {"id": "000-good"}
     path = written(tmp_path, good, ENTRY | changes)
     with pytest.raises(ClaimsError, match=message) as caught:
@@ -192,9 +190,7 @@ def test_a_difference_in_the_claimed_direction_is_supported() -> None:
         ("higher", [0.7, 0.8, 0.9], [0.8, 0.7, 0.85], "undecided"),
     ],
 )
-def test_direction_decides_the_verdict(
-    better: str, left: list[float], right: list[float], verdict: str
-) -> None:
+def test_direction_decides_the_verdict(better: str, left: list[float], right: list[float], verdict: str) -> None:
     assert only(claim(better=better), table({"new": left, "old": right}))["verdict"] == verdict
 
 
@@ -264,9 +260,7 @@ def test_holm_runs_over_a_deck_and_a_source() -> None:
 
 
 def test_what_was_not_tested_does_not_count_in_the_family() -> None:
-    scalars = pd.concat(
-        [table({"new": NEW, "old": OLD}), table({"new": [1, 1], "old": [0, 0]}, metric="flat")]
-    )
+    scalars = pd.concat([table({"new": NEW, "old": OLD}), table({"new": [1, 1], "old": [0, 0]}, metric="flat")])
     claims = [
         claim(),
         claim(id="000-flat", metric="flat"),
@@ -289,9 +283,7 @@ def test_seeds_that_diverged_or_are_missing_are_left_out_and_named() -> None:
     row = only(claim(note="As told."), scalars)
     assert row["n"] == 2
     assert row["effect"] == pytest.approx(0.225)
-    assert (
-        row["note"] == "As told. Seeds left out: 1 (new diverged), 3 (old without a value), 4 (old missing)."
-    )
+    assert row["note"] == "As told. Seeds left out: 1 (new diverged), 3 (old without a value), 4 (old missing)."
 
 
 def test_a_value_of_a_diverged_seed_does_not_count() -> None:
@@ -314,9 +306,7 @@ def test_a_value_of_a_diverged_seed_does_not_count() -> None:
         ),
     ],
 )
-def test_without_a_test_there_is_no_decision(
-    left: list[float], right: list[float], n: int, note: str
-) -> None:
+def test_without_a_test_there_is_no_decision(left: list[float], right: list[float], n: int, note: str) -> None:
     row = only(claim(), table({"new": left, "old": right}))
     assert (row["verdict"], row["n"], row["note"]) == ("undecided", n, note)
     assert math.isnan(row["p_adjusted"])
@@ -360,9 +350,7 @@ def test_no_runs_at_all() -> None:
         ("lower", [50], [math.nan], "undecided"),
     ],
 )
-def test_a_count_holds_in_every_seed(
-    better: str, left: list[float], right: list[float], verdict: str
-) -> None:
+def test_a_count_holds_in_every_seed(better: str, left: list[float], right: list[float], verdict: str) -> None:
     row = only(claim(kind="count", better=better), table({"new": left, "old": right}))
     assert row["verdict"] == verdict
     assert all(math.isnan(row[key]) for key in ("low", "high", "p", "p_adjusted"))
@@ -370,18 +358,14 @@ def test_a_count_holds_in_every_seed(
 
 
 def test_the_effect_of_a_count_is_left_minus_right() -> None:
-    assert (
-        only(claim(kind="count", better="lower"), table({"new": [50, 50], "old": [99, 99]}))["effect"] == -49
-    )
+    assert only(claim(kind="count", better="lower"), table({"new": [50, 50], "old": [99, 99]}))["effect"] == -49
 
 
 # --- from file to file
 
 
 def test_write_leaves_a_table_and_the_same_bytes_each_time(tmp_path: Path) -> None:
-    claims = written(
-        tmp_path, ENTRY, ENTRY | {"id": "000-not-run", "studies": ["t"], "note": 'said "so", he'}
-    )
+    claims = written(tmp_path, ENTRY, ENTRY | {"id": "000-not-run", "studies": ["t"], "note": 'said "so", he'})
     scalars = tmp_path / "scalars.csv"
     scalars.write_text(csv_text(table({"new": NEW, "old": OLD})), encoding="utf-8")
     output = tmp_path / "tables" / "claims.csv"

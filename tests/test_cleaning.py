@@ -176,9 +176,9 @@ def test_published_methods_follow_their_description(
     else:
         listed = []
         for t in (2, 3):
-            first = products.a(points[t], batches[t], outer[t + 1])
-            series = outer[t + 1] + first + products.a(points[t], batches[t], first)
-            listed.append(products.b(points[t], batches[t], series))
+            first = products.a(points[t + 1], batches[3], outer[t + 1])
+            series = outer[t + 1] + first + products.a(points[t + 1], batches[3], first)
+            listed.append(products.b(points[t + 1], batches[3], series))
         for t in range(4):  # repeated T/K times
             credit(expected, batches[t][2], (listed * 2)[t])
     torch.testing.assert_close(result.hypergradient, expected, rtol=1e-6, atol=1e-10)

@@ -23,11 +23,11 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from bilevel import data
-from bilevel.errors import FileError
 from bilevel.data import download, sources
 from bilevel.data.catalog import SPECS
 from bilevel.data.readers import read_csv_split, read_idx_splits
 from bilevel.data.spec import Bytes, Digest, Official, Package, Spec, compare, describe
+from bilevel.errors import FileError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 SPLITS = {
@@ -67,9 +67,7 @@ def make(name: str, seed: int) -> Made:
         labels = generator.integers(0, 10, count, dtype=np.uint8)
         arrays[split] = (images, labels)
         files |= {pair[0]: idx(images), pair[1]: idx(labels)}
-    resources = tuple(
-        (f"{file}.gz", hashlib.md5(published(content)).hexdigest()) for file, content in files.items()
-    )
+    resources = tuple((f"{file}.gz", hashlib.md5(published(content)).hexdigest()) for file, content in files.items())
     spec = Spec(
         digest=Digest(name=name, splits={split: describe(*pair) for split, pair in arrays.items()}),
         files=tuple(files),
@@ -151,10 +149,7 @@ def test_the_digest_file_is_readable_json(made: Made, prepared: Path) -> None:
     digest = json.loads(prepared.with_suffix(".json").read_text())
     assert digest["name"] == "made"
     assert digest["splits"]["train"]["count"] == sum(digest["splits"]["train"]["class_counts"]) == 300
-    assert (
-        digest["splits"]["test"]["images_sha256"]
-        == hashlib.sha256(made.arrays["test"][0].tobytes()).hexdigest()
-    )
+    assert digest["splits"]["test"]["images_sha256"] == hashlib.sha256(made.arrays["test"][0].tobytes()).hexdigest()
 
 
 def test_a_missing_directory_names_the_key_and_the_path(made: Made, tmp_path: Path, output: Path) -> None:
@@ -248,9 +243,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("folder", [".", "made"])
-def test_a_damaged_file_stops_the_search(
-    made: Made, tmp_path: Path, output: Path, folder: str, kind: str
-) -> None:
+def test_a_damaged_file_stops_the_search(made: Made, tmp_path: Path, output: Path, folder: str, kind: str) -> None:
     name, damage, message = DAMAGE[kind]
     bad = made.put(tmp_path / "bad" / folder)
     (bad / name).write_bytes(damage(made.files[name]))
@@ -275,9 +268,7 @@ def test_a_link_to_nothing(made: Made, tmp_path: Path, output: Path) -> None:
         data.prepare("made", output, [tmp_path / "bad"])
 
 
-def test_a_file_that_cannot_be_read(
-    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: Path
-) -> None:
+def test_a_file_that_cannot_be_read(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: Path) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -416,9 +407,7 @@ def cached(output: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("behavior", ["good", "unsized"])
-def test_download(
-    made: Made, server: Server, output: Path, capsys: pytest.CaptureFixture[str], behavior: str
-) -> None:
+def test_download(made: Made, server: Server, output: Path, capsys: pytest.CaptureFixture[str], behavior: str) -> None:
     assert fetch(server, output, behavior) == made.spec.digest
     assert data.load(output).name == "made"
     assert cached(output) == sorted(server.files)
@@ -444,9 +433,7 @@ def test_nothing_is_asked_unless_told_to(made: Made, server: Server, output: Pat
     assert server.requests == []
 
 
-def test_a_directory_comes_before_a_download(
-    made: Made, server: Server, tmp_path: Path, output: Path
-) -> None:
+def test_a_directory_comes_before_a_download(made: Made, server: Server, tmp_path: Path, output: Path) -> None:
     data.prepare("made", output, [made.put(tmp_path / "s")], download=True, mirrors=[server.mirror("good")])
     assert server.requests == []
 
@@ -487,9 +474,7 @@ MISBEHAVIOR = {
 
 
 @pytest.mark.parametrize("behavior", MISBEHAVIOR)
-def test_a_bad_mirror_leaves_nothing_and_names_itself(
-    made: Made, server: Server, output: Path, behavior: str
-) -> None:
+def test_a_bad_mirror_leaves_nothing_and_names_itself(made: Made, server: Server, output: Path, behavior: str) -> None:
     with pytest.raises(data.DataError, match=MISBEHAVIOR[behavior]) as caught:
         fetch(server, output, behavior)
     assert f"{server.mirror(behavior)}{IMAGES}.gz" in str(caught.value)
@@ -516,12 +501,8 @@ def test_the_right_files_of_the_wrong_data_set(
     made: Made, monkeypatch: pytest.MonkeyPatch, server: Server, output: Path
 ) -> None:
     other = make("made", 1).spec.digest
-    monkeypatch.setitem(
-        SPECS, "made", Spec(other, made.spec.files, made.spec.read, official=made.spec.official)
-    )
-    with pytest.raises(
-        data.DataError, match=rf"{IMAGES}\.gz: not the file of made \(train\): expected images"
-    ):
+    monkeypatch.setitem(SPECS, "made", Spec(other, made.spec.files, made.spec.read, official=made.spec.official))
+    with pytest.raises(data.DataError, match=rf"{IMAGES}\.gz: not the file of made \(train\): expected images"):
         fetch(server, output, "good")
     assert not output.exists()
 
@@ -632,9 +613,7 @@ def test_a_failed_write_changes_nothing(
         assert data.load(output).name == "made"
 
 
-def test_the_digest_is_written_last(
-    made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: Path
-) -> None:
+def test_the_digest_is_written_last(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: Path) -> None:
     order = []
     replace = os.replace
 
@@ -815,10 +794,7 @@ def test_the_pinned_content_is_that_of_the_canonical_files(name: str, sums: tupl
     assert tuple(hashlib.md5(content).hexdigest() for content in contents) == sums
     for split, images, labels in zip(("train", "test"), contents[::2], contents[1::2], strict=True):
         pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
-        assert (
-            compare(SPECS[name].digest.splits[split], pixels, np.frombuffer(labels, np.uint8, offset=8))
-            is None
-        )
+        assert compare(SPECS[name].digest.splits[split], pixels, np.frombuffer(labels, np.uint8, offset=8)) is None
 
 
 def test_mnist_5k_is_a_part_of_the_training_split_of_mnist(tmp_path: Path) -> None:

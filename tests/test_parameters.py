@@ -84,7 +84,7 @@ def test_losses_that_do_not_depend_on_something_have_zero_derivatives() -> None:
 def test_penalty_that_does_not_fit_says_so() -> None:
     with pytest.raises(ValueError, match="2 coefficients from index 0 do not fit 1 hyperparameters"):
         bilevel.penalties.L2([3, 4]).at(torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="coefficients for 7 weights, but there are 8 parameters"):
+    with pytest.raises(ValueError, match="coefficients for 7 weights, but 8 parameters"):
         bilevel.penalties.L2([3, 4]).at(torch.zeros(1, 2)).value(torch.zeros(1, 8))
     values = bilevel.penalties.L2([3, 4]).at(torch.zeros(1, 2)).value(torch.ones(1, 7))
     assert torch.equal(values, torch.tensor([3.5]))

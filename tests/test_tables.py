@@ -42,9 +42,7 @@ def make(tmp_path: Path) -> Make:
                 (study, method, seed, status[seed], "jvps", cost),
             ]
             trace += [(study, method, seed, step, "loss", draw.gauss(0, 1)) for step in (10, 0, 2)]
-            histograms += [
-                (study, method, seed, "weight", "wrong", left, left + 0.5, 3) for left in (0.5, 0.0)
-            ]
+            histograms += [(study, method, seed, "weight", "wrong", left, left + 0.5, 3) for left in (0.5, 0.0)]
         for name, rows, columns in [
             ("scalars", scalars, "study method seed status metric value"),
             ("trace", trace, "study method seed step metric value"),
@@ -83,9 +81,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def test_order_of_folders_changes_no_byte(make: Make, tmp_path: Path) -> None:
-    folders = [
-        make(study, method, seeds) for study in "ba" for method in "yxz" for seeds in ([2, 10], [1, 0])
-    ]
+    folders = [make(study, method, seeds) for study in "ba" for method in "yxz" for seeds in ([2, 10], [1, 0])]
     collect(folders, tmp_path / "first")
     for seed in range(4):
         random.Random(seed).shuffle(folders)
@@ -144,9 +140,7 @@ def test_cells_are_means_with_t_intervals(make: Make, tmp_path: Path) -> None:
     cells = pd.read_csv(tmp_path / "out/cells.csv").set_index("metric")
     assert list(cells.columns) == ["study", "method", "n", "diverged", "mean", "low", "high", "sd"]
     accuracy, jvps = cells.loc["test_accuracy_max"], cells.loc["jvps"]
-    expected = mean_interval(
-        scalars["value"][(scalars["metric"] == "test_accuracy_max") & (scalars["seed"] < 3)]
-    )
+    expected = mean_interval(scalars["value"][(scalars["metric"] == "test_accuracy_max") & (scalars["seed"] < 3)])
     assert (accuracy["n"], accuracy["diverged"]) == (3, 1)
     assert list(accuracy[["mean", "low", "high", "sd"]]) == [
         expected.mean,
@@ -159,9 +153,7 @@ def test_cells_are_means_with_t_intervals(make: Make, tmp_path: Path) -> None:
 
 def test_values_of_a_diverged_seed_do_not_count(make: Make, tmp_path: Path) -> None:
     folder = make("s", "m", [0, 1], diverged=[1])
-    scalars = pd.read_csv(folder / "scalars.csv").fillna(
-        {"value": 1e9}
-    )  # a cost that was counted up to there
+    scalars = pd.read_csv(folder / "scalars.csv").fillna({"value": 1e9})  # a cost that was counted up to there
     scalars.to_csv(folder / "scalars.csv", index=False)
     collect([folder], tmp_path / "out")
     cells = pd.read_csv(tmp_path / "out/cells.csv").set_index("metric")
@@ -227,8 +219,7 @@ def test_wall_time_changes_the_timing_alone(make: Make, tmp_path: Path) -> None:
     after = contents(tmp_path / "out")
     assert {name for name in TABLES if before[name] != after[name]} == {"timing.csv"}
     assert after["timing.csv"].decode() == (
-        "study,method,seeds,seconds,seconds_per_seed,peak_memory_mb,device,threads\n"
-        "s,m,1 3 10,9.0,3.0,1.5,cpu,1\n"
+        "study,method,seeds,seconds,seconds_per_seed,peak_memory_mb,device,threads\ns,m,1 3 10,9.0,3.0,1.5,cpu,1\n"
     )
 
 
@@ -317,9 +308,7 @@ def edit(path: Path, old: str, new: str) -> None:
         ("record.json", "{", "", "Invalid JSON"),
     ],
 )
-def test_malformed_runs_are_refused(
-    make: Make, tmp_path: Path, name: str, old: str, new: str, message: str
-) -> None:
+def test_malformed_runs_are_refused(make: Make, tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     folder = make("s", "m", [0, 1])
     edit(folder / name, old, new)
     with pytest.raises(TableError, match=message) as caught:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from bilevel.data import load
     from bilevel.tasks import create_method, task_class
 
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.perf_counter()
     spec: dict[str, Any] = arguments.spec
     device = _device(spec["device"])

@@ -41,9 +41,7 @@ class Derivatives:
         """L₂ with its partial derivatives with respect to parameters and hyperparameters."""
         leaves = [_leaf(params), _leaf(self.hyper)]
         loss = self._outer_loss(leaves[0], leaves[1], batch)
-        by_params, by_hyper = torch.autograd.grad(
-            loss.sum(), leaves, allow_unused=True, materialize_grads=True
-        )
+        by_params, by_hyper = torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True)
         self.cost.gradients += 1
         return OuterGradient(
             loss.detach().view(params.shape[0]), by_params.view_as(params), by_hyper.view_as(self.hyper)

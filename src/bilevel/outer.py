@@ -15,9 +15,7 @@ class Adam:
     The same numbers as `torch.optim.Adam` with these settings.
     """
 
-    def __init__(
-        self, learning_rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8
-    ) -> None:
+    def __init__(self, learning_rate: float, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
         self.learning_rate, self.betas, self.epsilon = learning_rate, betas, epsilon
         self.steps = 0
         self._moments: tuple[Tensor, Tensor] | None = None

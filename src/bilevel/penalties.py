@@ -97,6 +97,6 @@ class FixedL2(FixedPenalty):
     def _fitting(self, params: Tensor) -> Tensor:
         if self.coefficients.shape[-1] != params.shape[-1]:
             raise ValueError(
-                f"L2: coefficients for {self.coefficients.shape[-1]} weights, but there are {params.shape[-1]} parameters"
+                f"L2: coefficients for {self.coefficients.shape[-1]} weights, but {params.shape[-1]} parameters"
             )
         return self.coefficients

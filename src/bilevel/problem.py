@@ -57,22 +57,16 @@ def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Any:
         return {key: map_batch(function, part) for key, part in batch.items()}
     if batch is None:
         return None
-    raise TypeError(
-        f"a batch is a tensor, None, or a tuple, list or dict of these; got {type(batch).__name__}"
-    )
+    raise TypeError(f"a batch is a tensor, None, or a tuple, list or dict of these; got {type(batch).__name__}")
 
 
 def _first(tensor: Tensor) -> Tensor:
     if tensor.dim() == 0 or tensor.shape[0] != 1:
-        raise ValueError(
-            f"expected a leading seed axis of length 1 in the batch, got shape {tuple(tensor.shape)}"
-        )
+        raise ValueError(f"expected a leading seed axis of length 1 in the batch, got shape {tuple(tensor.shape)}")
     return tensor.squeeze(0)
 
 
 def _checked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(value.shape) != shape:
-        raise ValueError(
-            f"a loss must return one number a seed: expected shape {shape}, got {tuple(value.shape)}"
-        )
+        raise ValueError(f"a loss must return one number a seed: expected shape {shape}, got {tuple(value.shape)}")
     return value

@@ -88,9 +88,7 @@ def save(
         for metric, values in metrics.items()
     )
     histograms = (
-        (study, method, *astuple(row))
-        for row in result.histograms
-        if status[list(seeds).index(row.seed)] == "ok"
+        (study, method, *astuple(row)) for row in result.histograms if status[list(seeds).index(row.seed)] == "ok"
     )
     _write_csv(folder / "scalars.csv", SCALARS, scalars)
     _write_csv(folder / "trace.csv", TRACE, trace)
@@ -141,9 +139,7 @@ def _constant(like: Tensor, value: float) -> Tensor:
 def _cost_scalars(result: Result) -> dict[str, Tensor]:
     """Counts per outer step; the peak and the bits are those of the largest step."""
     whole = {"peak_states", "bits"}
-    counts = {
-        field.name: getattr(result.cost, field.name) for field in fields(Cost) if field.name != "seconds"
-    }
+    counts = {field.name: getattr(result.cost, field.name) for field in fields(Cost) if field.name != "seconds"}
     counts["jvps"] = result.cost.jvps
     return {
         name: _constant(result.alive, count if name in whole else count / result.outer_steps)

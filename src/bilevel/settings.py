@@ -13,7 +13,7 @@ _EXPONENT = re.compile(r"^[+-]?\d+(\.\d*)?[eE]\d+$|^[+-]?\d+[eE][+-]?\d+$")
 
 
 class SettingsError(UserError, ValueError):
-    """A setting is unknown, missing, of the wrong kind or out of range; the message names key, value and what is allowed."""
+    """A setting is unknown, missing, mistyped or out of range; the message names key, value and what is allowed."""
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:

@@ -72,9 +72,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(n, mean, mean - half, mean + half, sd)
 
 
-def bootstrap_interval(
-    values: ArrayLike, level: float = 0.95, resamples: int = 9999, seed: int = 0
-) -> Interval:
+def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Interval:
     """Mean and bias-corrected accelerated (BCa) bootstrap interval, through `scipy.stats.bootstrap`.
 
     Args:
@@ -97,9 +95,7 @@ def bootstrap_interval(
     if sd == 0:  # BCa's acceleration would be 0 / 0
         return Interval(n, mean, mean, mean, 0.0)
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter(
-            "ignore", stats.DegenerateDataWarning
-        )  # the bounds are then NaN, which says the same
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # the bounds are then NaN, which says the same
         found = stats.bootstrap(
             (sample,),
             np.mean,
@@ -241,9 +237,7 @@ def _check_fraction(name: str, value: float) -> None:
 def _mean(sample: NDArray[np.float64]) -> float:
     if len(sample) == 0:
         return math.nan
-    if (
-        sample.min() == sample.max()
-    ):  # the sum of equal numbers rounds: the mean of three 0.1 would not be 0.1
+    if sample.min() == sample.max():  # the sum of equal numbers rounds: the mean of three 0.1 would not be 0.1
         return float(sample[0])
     with np.errstate(invalid="ignore"):
         return float(sample.mean())

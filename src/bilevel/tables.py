@@ -208,9 +208,7 @@ def _refuse_other_status(path: Path, scalars: pd.DataFrame, record: Record) -> N
         told = {status for other, status in found if other == seed}
         if told.difference({record.status[seed]}) or (record.status[seed] == "ok" and not told):
             says = ", ".join(sorted(told)) or "has no row"
-            raise TableError(
-                f"{path}: status of seed {seed} is {record.status[seed]} in record.json, here: {says}"
-            )
+            raise TableError(f"{path}: status of seed {seed} is {record.status[seed]} in record.json, here: {says}")
 
 
 def _refuse_repeated(runs: Iterable[_Run]) -> None:

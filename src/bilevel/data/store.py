@@ -23,9 +23,9 @@ from safetensors.numpy import save as encode
 
 from bilevel.data.catalog import SPECS
 from bilevel.data.errors import DataError
-from bilevel.files import replacing
 from bilevel.data.sources import Search, find
 from bilevel.data.spec import Bytes, Digest, Spec, compare
+from bilevel.files import replacing
 
 if TYPE_CHECKING:
     import torch

@@ -65,7 +65,7 @@ def initial(generator: torch.Generator) -> Tensor:
 
 
 def _first_block(kernel: Tensor, bias: Tensor, patches: Tensor) -> Tensor:
-    """Convolution at the four places of every cell as one matrix product, ReLU, and the mean over the cell as another."""
+    """Convolution at the four places of every cell as one matrix product, ReLU, the mean over the cell as another."""
     spread = _spread(kernel.dtype, kernel.device)
     weights = (spread @ kernel.flatten()).view(16, 32)
     places = relu_(torch.addmm(bias.repeat(4), patches.flatten(0, 1), weights))
@@ -74,7 +74,7 @@ def _first_block(kernel: Tensor, bias: Tensor, patches: Tensor) -> Tensor:
 
 
 def _pool(values: Tensor) -> Tensor:
-    """`avg_pool2d(values, 2)` of (N, C, H, W) with channels last and even sizes: rows by a sum, columns by a product."""
+    """`avg_pool2d(values, 2)` of (N, C, H, W) channels last, even sizes: rows by a sum, columns as a product."""
     count, channels, height, width = values.shape
     rows = values.permute(0, 2, 3, 1).reshape(count * height // 2, 2, width * channels).sum(1)
     means = rows.view(-1, 2 * channels) @ _means(channels, 2, values.dtype, values.device)

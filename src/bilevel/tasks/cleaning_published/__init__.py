@@ -3,13 +3,13 @@
 What differs from the deck's text, each piece in one place:
 
 1. DrMAD's contributions are credited to the samples of the mirrored step (`drmad.py`).
-2. IFT's contributions of the last steps' samples are credited to the samples of all steps (`neumann.py`).
+2. IFT's contributions, all of the last batch's samples, are credited to the samples of all steps (`neumann.py`).
 3. Jacobian products are central differences of half-width 1e-7 in single precision, at the Jacobians of plain gradient
    descent, although the inner optimizer has momentum and weight decay (`products.py`).
 4. Where a batch holds a sample twice, its later contribution replaces the earlier one (`products.py`).
 5. Outer batches come from the test set, on which accuracy is reported (here).
 
-Besides: the split, the noisy labels and the first parameters are the same for every seed, which changes the batches only;
+Besides: the split, the noisy labels and the first parameters are the same for every seed, which changes batches only;
 the outer loss is the inner loss at λ = 0, that is half the mean cross-entropy; the row "truncated backpropagation" was
 run as the aggregate with γ = 0.01. Source: notebook HyperCleanStoch of the author's repository, September 2023.
 """

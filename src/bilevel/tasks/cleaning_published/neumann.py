@@ -18,10 +18,11 @@ from bilevel.tasks.cleaning_published.products import PlainProducts, credit
 
 @dataclass(frozen=True, config=STRICT)
 class PublishedNeumann(Neumann):
-    """N + 1 Neumann terms at each of the last K steps, with the published products.
+    """N + 1 Neumann terms after each of the last K steps, with the published products.
 
-    Quirk 2: the list of K contributions is repeated T/K times and read along all T steps, so that step t's samples
-    receive the contribution number t mod K.
+    Quirk 2: products are taken on the last of all T batches, whichever step they follow, so that they belong to the
+    places of that batch. The list of K contributions is then repeated T/K times and read along all T steps: step t's
+    samples receive contribution number t mod K.
     """
 
     def _estimate(
@@ -35,17 +36,16 @@ class PublishedNeumann(Neumann):
         products = PlainProducts(derivatives, optimizer.learning_rate)  # type: ignore[attr-defined]
         count = min(self.last_steps, len(batches))
         state = advance(derivatives, optimizer, state, batches, len(batches) - count)
-        contributions = []
+        last, contributions = batches[len(batches) - 1], []
         for index in range(len(batches) - count, len(batches)):
-            params = optimizer.params(state)
-            gradient = derivatives.inner_gradient(params, batches[index])
+            gradient = derivatives.inner_gradient(optimizer.params(state), batches[index])
             state = optimizer.step(state, gradient, derivatives.hyper)
             outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
             term = series = outer.params
             for _ in range(self.terms):
-                term = products.a(params, batches[index], term)
+                term = products.a(optimizer.params(state), last, term)
                 series = series + term
-            contributions.append(products.b(params, batches[index], series))
+            contributions.append(products.b(optimizer.params(state), last, series))
         total = torch.zeros_like(derivatives.hyper)
         for index in range(len(batches)):
             credit(total, batches[index][2], contributions[index % count])

@@ -48,7 +48,7 @@ class PlainProducts:
         )
         weights: Tensor = torch.sigmoid(self._derivatives.hyper.gather(1, ids))
         slopes: Tensor = weights * (1 - weights)
-        return losses * slopes / ids.shape[1]
+        return losses.mul(slopes).div(ids.shape[1])
 
 
 def credit(total: Tensor, ids: Tensor, contributions: Tensor) -> None:
