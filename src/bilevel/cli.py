@@ -92,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
 def _data(arguments: argparse.Namespace) -> None:
     from bilevel import data
 
-    data.prepare(arguments.name, arguments.output, arguments.directories, arguments.download)
+    directories = [Path(directory).expanduser() for directory in arguments.directories]
+    data.prepare(arguments.name, arguments.output, directories, arguments.download)
     print(arguments.output.with_suffix(".origin.txt").read_text(encoding="utf-8").strip())
 
 
