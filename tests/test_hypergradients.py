@@ -227,7 +227,7 @@ def test_wrong_shapes_say_what_was_expected() -> None:
         )
     vector_loss = bilevel.Problem(lambda w, h, b: w, case.problem.outer_loss)
     for batched in (case, case.seed(0)):
-        with pytest.raises(ValueError, match="a loss must return one number a seed"):
+        with pytest.raises(ValueError, match="a loss must return one number a seed, as a tensor"):
             method(
                 vector_loss,
                 optimizer,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,39 @@ def test_functional_refuses_dropout() -> None:
     with pytest.raises(ValueError, match="dropout draws random numbers"):
         bilevel.functional(module)
     bilevel.functional(module.eval())
+    with pytest.raises(ValueError, match="dropout draws random numbers"):
+        bilevel.functional(nn.LSTM(4, 4, 2, dropout=0.5))
+
+
+def test_functional_forgets_what_a_module_writes_into_its_buffers() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += 1
+            return (self.weight * x).sum() * self.seen
+
+    _, forward = bilevel.functional(Counting())
+    assert [forward(torch.ones(2), torch.ones(2)).item() for _ in range(3)] == [2.0, 2.0, 2.0]
+
+
+def test_methods_work_without_grad_mode_on_named_batches_and_constant_losses() -> None:
+    class Pair(NamedTuple):
+        x: torch.Tensor
+        y: torch.Tensor
+
+    problem = bilevel.Problem(
+        lambda w, h, b: ((w * b.x - b.y) ** 2).sum() * h.exp().sum(), lambda w, h, b: torch.ones(())
+    )
+    optimizer = bilevel.optimizers.Momentum(learning_rate=0.1)
+    state, batch = optimizer.init(torch.ones(2)).requires_grad_(), Pair(torch.ones(2), torch.zeros(2))
+    for name in ("unrolled", "drmad", "none"):
+        with torch.no_grad():
+            estimate = bilevel.hypergradients.create(name)(problem, optimizer, state, torch.zeros(1), [batch] * 2, None)
+        assert torch.equal(estimate.hypergradient, torch.zeros(1))
 
 
 def test_functional_module_through_a_method() -> None:

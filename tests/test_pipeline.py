@@ -113,6 +113,14 @@ def test_editing_a_setting_re_runs_what_it_touches_only(tree: Tree) -> None:
         assert tree.planned() == {"cleaning_corrected/gamma_1"}
 
 
+def test_threads_are_part_of_a_run_and_where_data_come_from_is_not(tree: Tree) -> None:
+    with tree.edited("config.yaml", "threads: 1", "threads: 2"):
+        assert len(tree.planned()) == 6 + 9
+    (tree.folder / "empty").mkdir()
+    with tree.edited("config.yaml", "directories: []", "directories: [empty]"):
+        assert tree.planned() == set()
+
+
 def test_comments_and_newer_files_re_run_nothing(tree: Tree) -> None:
     for path in (tree.folder / "src").rglob("*.py"):
         path.touch()
@@ -126,7 +134,7 @@ def test_comments_and_newer_files_re_run_nothing(tree: Tree) -> None:
         ("compute:", "computing:", "computing: unknown key"),
         ("{method: drmad}", "{method: dramd}", "unknown method; there are aggregated"),
         ("data: mnist_5k", "data: mnist_5000", "unknown data set; there are mnist_5k"),
-        ("seeds: 3", "seeds: [-1]", "greater than or equal to 0, got -1"),
+        ("seeds: 3", "seeds: [-1]", "expected a number of seeds from 1, or a list of seeds from 0"),
         ("settings: {}", "settings: {learning_rate: 1e-3}", "write 1.0e-03, with a point"),
         ("directories: []", "directories: [nowhere]", "data.directories: no such directory: nowhere"),
     ],

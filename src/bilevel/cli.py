@@ -48,7 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", required=True)
     run.add_argument("--spec", type=json.loads, required=True, help="JSON: task, method and their settings")
     run.add_argument("--data", type=Path, required=True, help="a .safetensors file made by `data`")
-    run.add_argument("--threads", type=int, default=1)
     run.add_argument("--output", type=Path, required=True, help="folder of the results")
     run.set_defaults(command=_run)
 
@@ -108,15 +107,16 @@ def _run(arguments: argparse.Namespace) -> None:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.perf_counter()
     spec: dict[str, Any] = arguments.spec
+    _check_run(spec, arguments.seeds)
     device = _device(spec["device"])
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(spec["threads"])
     torch.use_deterministic_algorithms(True)
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; nothing reads it
-    # taken before the work, so that an edit while a job runs is seen afterwards
-    code = registry.run_code_hash(spec["task"], spec["method"])
     cls = task_class(spec["task"])
     settings = cls.read_settings(spec["settings"])
     method = create_method(spec["task"], spec["method"], spec["method_settings"])
+    # taken before the work, so that an edit while a job runs is seen afterwards
+    code = registry.run_code_hash(spec["task"], spec["method"])
     task = cls(arguments.study, settings, load(arguments.data), arguments.seeds, device)
     result = runs.optimize(task, method, f"{arguments.study} {arguments.method}")
     record = {
@@ -141,6 +141,18 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
+def _check_run(spec: Any, seeds: list[int]) -> None:
+    from bilevel.config import MAX_SEED
+
+    keys = {"deck", "task", "settings", "method", "method_settings", "device", "threads"}
+    if not isinstance(spec, dict) or set(spec) != keys:
+        raise UserError(f"--spec: expected a JSON object with the keys {', '.join(sorted(keys))}")
+    if not isinstance(spec["threads"], int) or spec["threads"] < 1:
+        raise UserError(f"--spec: threads must be 1 or more, got {spec['threads']!r}")
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= MAX_SEED for seed in seeds):
+        raise UserError(f"--seeds: expected different seeds from 0 to {MAX_SEED}, got {seeds}")
+
+
 def _fields(method: Any) -> dict[str, Any]:
     import dataclasses
 
@@ -150,6 +162,8 @@ def _fields(method: Any) -> dict[str, Any]:
 def _device(name: str) -> Any:
     import torch
 
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"compute.device: expected auto, cpu or cuda, got {name!r}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -14,7 +14,8 @@ from bilevel.registry import method_names, task_names
 from bilevel.settings import SettingsError, explain
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
-Seed = Annotated[int, Field(ge=0)]
+MAX_SEED = 2**31 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class _Strict(BaseModel):
@@ -71,7 +72,7 @@ class Study(_Strict):
     deck: Annotated[str, Field(pattern=r"^\d{3}$")]
     task: str
     data: str
-    seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
     seeds_per_job: Annotated[int, Field(ge=1)] = 1
     settings: dict[str, Any] = {}
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
@@ -88,10 +89,14 @@ class Study(_Strict):
 
         return _one_of(value, data.names(), "data set")
 
-    @field_validator("seeds")
+    @field_validator("seeds", mode="before")
     @classmethod
-    def _different(cls, value: int | list[int]) -> int | list[int]:
-        if isinstance(value, list) and len(set(value)) < len(value):
+    def _seeds(cls, value: Any) -> Any:
+        seeds = value if isinstance(value, list) else [value]
+        least = 0 if isinstance(value, list) else 1
+        if not seeds or any(type(seed) is not int or not least <= seed <= MAX_SEED for seed in seeds):
+            raise ValueError(f"expected a number of seeds from 1, or a list of seeds from 0 to {MAX_SEED}")
+        if len(set(seeds)) < len(seeds):
             raise ValueError("every seed may be given once only")
         return value
 
@@ -145,6 +150,7 @@ class Config(_Strict):
                 "method": entry.method,
                 "method_settings": entry.settings,
                 "device": self.compute.device,
+                "threads": self.compute.threads,
             },
             sort_keys=True,
         )
@@ -170,6 +176,7 @@ def check(config: Config, source: str = "config.yaml") -> None:
 
     Imports torch. Raises SettingsError.
     """
+    from bilevel import data
     from bilevel.tasks import create_method, task_class
 
     found = [
@@ -179,7 +186,8 @@ def check(config: Config, source: str = "config.yaml") -> None:
     ]
     for name, study in config.studies.items():
         try:
-            task_class(study.task).read_settings(study.settings)
+            task = task_class(study.task)
+            task.check_data(task.read_settings(study.settings), study.data, data.counts(study.data))
         except SettingsError as error:
             found += _prefixed(f"studies.{name}.settings", error)
         for label, method in study.methods.items():

@@ -33,7 +33,7 @@ class Derivatives:
     def inner_gradient(self, params: Tensor, batch: Batch) -> Tensor:
         """∂L₁/∂w, (S, P)."""
         leaf = _leaf(params)
-        (gradient,) = torch.autograd.grad(_total(self._inner_loss(leaf, _constant(self.hyper), batch)), leaf)
+        (gradient,) = _gradients(self._inner_loss(leaf, _constant(self.hyper), batch), [leaf])
         self.cost.gradients += 1
         return _with_penalty(self.penalty, gradient.view_as(params), params)
 
@@ -41,7 +41,7 @@ class Derivatives:
         """L₂ with its partial derivatives with respect to parameters and hyperparameters."""
         leaves = [_leaf(params), _leaf(self.hyper)]
         loss = self._outer_loss(leaves[0], leaves[1], batch)
-        by_params, by_hyper = torch.autograd.grad(loss.sum(), leaves, allow_unused=True, materialize_grads=True)
+        by_params, by_hyper = _gradients(loss, leaves)
         self.cost.gradients += 1
         return OuterGradient(
             loss.detach().view(params.shape[0]), by_params.view_as(params), by_hyper.view_as(self.hyper)
@@ -71,7 +71,7 @@ class Linearization:
         self._penalty, self._cost, self._params = penalty, cost, params.detach()
         self._leaves = (_leaf(params), _leaf(hyper))
         loss = inner_loss(*self._leaves, batch)
-        (self._gradient,) = torch.autograd.grad(_total(loss), self._leaves[0], create_graph=True)
+        (self._gradient,) = _gradients(loss, [self._leaves[0]], create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -121,8 +121,12 @@ def _leaf(tensor: Tensor) -> Tensor:
     return _constant(tensor).requires_grad_()
 
 
-def _total(loss: Tensor) -> Tensor:
-    return loss if loss.dim() == 0 else loss.sum()
+def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of the sum over seeds, zero for what the loss does not depend on."""
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    total = loss if loss.dim() == 0 else loss.sum()
+    return torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
 def _with_penalty(penalty: FixedPenalty | None, gradient: Tensor, params: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def functional(module: nn.Module) -> tuple[Layout, Callable[..., Any]]:
     """
     module = copy.deepcopy(module)
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0 and part.training:
+        probability = part.p if isinstance(part, nn.modules.dropout._DropoutNd) else getattr(part, "dropout", 0.0)
+        if isinstance(probability, float) and probability > 0 and part.training:
             raise ValueError(
                 f"{name or type(part).__name__}: dropout draws random numbers, so the loss would not be a function of "
                 "its arguments; call module.eval(), or set p=0"
@@ -73,9 +74,12 @@ def functional(module: nn.Module) -> tuple[Layout, Callable[..., Any]]:
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:
             part.track_running_stats = False
             part.running_mean = part.running_var = part.num_batches_tracked = None
+    buffers = dict(module.named_buffers())
     layout = Layout({name: tuple(p.shape) for name, p in module.named_parameters()})
 
     def forward(params: Tensor, *inputs: Any) -> Any:
-        return torch.func.functional_call(module, layout.split(params), inputs)
+        # copies, so that what a module writes into a buffer is gone with the call
+        copies = {name: buffer.clone() for name, buffer in buffers.items()}
+        return torch.func.functional_call(module, {**layout.split(params), **copies}, inputs)
 
     return layout, forward

@@ -51,6 +51,8 @@ def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Any:
     """Apply `function` to every tensor of a batch, keeping its structure; whatever is no tensor becomes None."""
     if isinstance(batch, Tensor):
         return function(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*[map_batch(function, part) for part in batch])
     if isinstance(batch, tuple | list):
         return type(batch)([map_batch(function, part) for part in batch])
     if isinstance(batch, dict):
@@ -67,6 +69,7 @@ def _first(tensor: Tensor) -> Tensor:
 
 
 def _checked(value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if tuple(value.shape) != shape:
-        raise ValueError(f"a loss must return one number a seed: expected shape {shape}, got {tuple(value.shape)}")
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if found != shape:
+        raise ValueError(f"a loss must return one number a seed, as a tensor: expected shape {shape}, got {found}")
     return value

@@ -1,5 +1,12 @@
 """Data sets, found, checked and converted. Runs depend on the small digest: the same content re-runs nothing."""
 
+import shlex
+
+# not among the params: where a data set comes from does not change what it is
+DATA_OPTIONS = shlex.join(
+    [*(["--download"] if CONFIG.data.download else []), "--directories", *CONFIG.data.directories]
+)
+
 
 rule data:
     output:
@@ -13,8 +20,5 @@ rule data:
         runtime=30,
     params:
         images=subpath(output.digest, strip_suffix=".json"),
-        directories=CONFIG.data.directories,
-        download="--download" if CONFIG.data.download else "",
     shell:
-        "python -m bilevel data {wildcards.dataset} --output {params.images}.safetensors {params.download}"
-        " --directories {params.directories:q} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "python -m bilevel data {wildcards.dataset} --output {params.images}.safetensors {DATA_OPTIONS} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

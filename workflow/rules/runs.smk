@@ -33,5 +33,5 @@ rule run:
         ),
     shell:
         "python -m bilevel run --study {wildcards.study} --method {wildcards.method} --seeds {params.seeds}"
-        " --spec {params.spec:q} --data {params.images}.safetensors --threads {threads}"
+        " --spec {params.spec:q} --data {params.images}.safetensors"
         " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

@@ -9,7 +9,12 @@ from bilevel.data.errors import DataError
 from bilevel.data.spec import Digest, SplitDigest
 from bilevel.data.store import Dataset, Split, load, prepare
 
-__all__ = ["DataError", "Dataset", "Digest", "Split", "SplitDigest", "load", "names", "prepare"]
+__all__ = ["DataError", "Dataset", "Digest", "Split", "SplitDigest", "counts", "load", "names", "prepare"]
+
+
+def counts(name: str) -> dict[str, int]:
+    """Return the number of images in each split of a data set."""
+    return {split: digest.count for split, digest in SPECS[name].digest.splits.items()}
 
 
 def names() -> tuple[str, ...]:

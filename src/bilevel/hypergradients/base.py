@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
 
+import torch
 from pydantic import ConfigDict, ValidationError
 from torch import Tensor
 
@@ -68,11 +69,12 @@ class Hypergradient(ABC):
         Raises ValueError where shapes do not fit together.
         """
         _check_shapes(optimizer, state, hyper)
-        start = time.perf_counter()
-        if state.dim() == 2:
-            estimate = self._without_seed_axis(problem, optimizer, state, hyper, batches, outer_batch)
-        else:
-            estimate = self._any_length(Derivatives(problem, hyper), optimizer, state, batches, outer_batch)
+        start, state = time.perf_counter(), state.detach()
+        with torch.enable_grad():
+            if state.dim() == 2:
+                estimate = self._without_seed_axis(problem, optimizer, state, hyper, batches, outer_batch)
+            else:
+                estimate = self._any_length(Derivatives(problem, hyper), optimizer, state, batches, outer_batch)
         seconds = time.perf_counter() - start
         return estimate._replace(cost=replace(estimate.cost, seconds=seconds))
 
@@ -163,6 +165,8 @@ def _check_shapes(optimizer: Optimizer, state: Tensor, hyper: Tensor) -> None:
             f"state: expected shape ({optimizer.slots}, P) or (S, {optimizer.slots}, P) for "
             f"{type(optimizer).__name__}, got {tuple(state.shape)}; make it with optimizer.init(params)"
         )
+    if hyper.dtype != state.dtype or not state.is_floating_point():
+        raise ValueError(f"state and hyper must have one floating-point type, got {state.dtype} and {hyper.dtype}")
     if hyper.dim() != state.dim() - 1 or hyper.shape[:-1] != state.shape[:-2]:
         expected = "(H,)" if state.dim() == 2 else f"({state.shape[0]}, H)"
         raise ValueError(

@@ -1,9 +1,9 @@
 """The small convolutional network of deck 000's hyper-cleaning experiment.
 
 Three blocks of 3×3 convolution (8, 16, 8 channels, same padding), ReLU and 2×2 average pooling (28-14-7-3), then linear
-72-32, ReLU, linear 32-10. Pooling is written as matrix products, and the first convolution on ready-made patches: on
-one thread gradients take 0.88, Hessian-vector products 0.81 of the time of `conv2d`, `relu` and `avg_pool2d` with channels
-last. The numbers are the same up to rounding, which a test holds.
+72-32, ReLU, linear 32-10. Pooling is written as matrix products, and the first convolution on ready-made patches.
+On one thread gradients take 0.88, Hessian-vector products 0.81 of the time of `conv2d`, `relu`, `avg_pool2d` with
+channels last. The numbers are the same up to rounding, which a test holds.
 """
 
 from __future__ import annotations

@@ -29,5 +29,8 @@ def create_method(task: str, name: str, settings: dict[str, Any]) -> Hypergradie
     """The method as this task runs it; SettingsError for an unknown method or wrong settings."""
     if name not in method_names():
         raise SettingsError(f"method: unknown method {name!r}; there are {', '.join(method_names())}")
+    allowed = task_class(task).methods
+    if allowed is not None and name not in allowed:
+        raise SettingsError(f"method: {task} has no version of {name!r}; it has {', '.join(allowed)}")
     method: type[Hypergradient] = import_module(method_module(task, name)).METHOD
     return method.create(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,6 +40,8 @@ class Task(ABC):
     """An experiment for the seeds of one job. Everything with a seed axis follows the order of `seeds`."""
 
     settings_class: ClassVar[type[Settings]]
+    methods: ClassVar[tuple[str, ...] | None] = None
+    """Names of the methods that make sense here; None: all."""
     problem: Problem
     optimizer: Optimizer
     outer_steps: int
@@ -51,6 +53,11 @@ class Task(ABC):
             return cls.settings_class(**settings)
         except ValidationError as error:
             raise SettingsError(explain(error)) from None
+
+    @classmethod
+    @abstractmethod
+    def check_data(cls, settings: Settings, name: str, counts: Mapping[str, int]) -> None:
+        """SettingsError where a data set with these numbers of images a split does not serve."""
 
     @abstractmethod
     def __init__(

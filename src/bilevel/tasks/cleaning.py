@@ -6,8 +6,8 @@ cross-entropy of a batch of clean samples. Source: deck 000; Franceschi et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ from bilevel.settings import SettingsError
 from bilevel.tasks.base import Histogram, Settings, Task
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BINS = 20
 CHUNK = 500
 
@@ -46,7 +46,7 @@ class CleaningSettings(Settings):
     batch_size: Count = 64
     learning_rate: Positive = 0.025
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
     outer_learning_rate: Positive = 1.0
 
 
@@ -107,6 +107,7 @@ class Cleaning(Task):
     """What both protocols share; a protocol says how data are split and what depends on the seed."""
 
     settings_class = CleaningSettings
+    outer_set: ClassVar[Literal["validation_size", "test_size"]] = "validation_size"
 
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset, seeds: Sequence[int], device: torch.device
@@ -120,8 +121,26 @@ class Cleaning(Task):
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
-        self._check_sizes(dataset)
+        self.check_data(settings, dataset.name, {name: len(split.labels) for name, split in dataset.splits.items()})
         self.shares = [self._share(dataset, self.data_seed(seed)) for seed in self.seeds]
+
+    @classmethod
+    def check_data(cls, settings: Settings, name: str, counts: Mapping[str, int]) -> None:
+        """SettingsError where the sets do not fit the data, or an outer batch the set that it is drawn from."""
+        assert isinstance(settings, CleaningSettings)
+        divided = counts["train" if "train" in counts else "all"]
+        wanted = settings.train_size + settings.validation_size
+        test = counts.get("test", divided - wanted)
+        if wanted > divided or test < 1 or (settings.test_size or 0) > test:
+            raise SettingsError(
+                f"train_size {settings.train_size}, validation_size {settings.validation_size} and test_size "
+                f"{settings.test_size} do not fit {name} with {counts}"
+            )
+        outer = {"validation_size": settings.validation_size, "test_size": settings.test_size or test}
+        if outer[cls.outer_set] < settings.batch_size:
+            raise SettingsError(
+                f"{cls.outer_set}: outer batches of {settings.batch_size} are drawn from {outer[cls.outer_set]} images"
+            )
 
     def data_seed(self, seed: int) -> int:
         """The seed that splits the data and corrupts the labels."""
@@ -135,8 +154,8 @@ class Cleaning(Task):
         """Where outer batches come from."""
         return share.validation
 
-    def order(self, count: int, seed: int) -> Tensor:
-        """Order in which the images of the split that is divided are handed out."""
+    def order(self, count: int, official: bool, seed: int) -> Tensor:
+        """Order in which the images of the split that is divided, an official training set or not, are handed out."""
         return torch.randperm(count, generator=generator(self.study, "split", seed))
 
     def start(self) -> tuple[Tensor, Tensor]:
@@ -196,25 +215,10 @@ class Cleaning(Task):
             [accuracy(row, images) for row, images in zip(params, sets, strict=True)], dtype=torch.float64
         )
 
-    def _check_sizes(self, dataset: Dataset) -> None:
-        s = self.settings
-        divided = dataset.splits["train" if "train" in dataset.splits else "all"]
-        wanted = s.train_size + s.validation_size + (0 if "test" in dataset.splits else s.test_size or 1)
-        if wanted > len(divided.labels):
-            raise SettingsError(
-                f"settings: train_size, validation_size and test_size add up to {wanted}, but {dataset.name} has "
-                f"{len(divided.labels)} images to divide"
-            )
-        if "test" in dataset.splits and (s.test_size or 0) > len(dataset.splits["test"].labels):
-            raise SettingsError(
-                f"settings.test_size: {dataset.name} has {len(dataset.splits['test'].labels)} test images, "
-                f"got {s.test_size}"
-            )
-
     def _share(self, dataset: Dataset, seed: int) -> Share:
         s = self.settings
         divided = dataset.splits["train" if "train" in dataset.splits else "all"]
-        order = self.order(len(divided.labels), seed)
+        order = self.order(len(divided.labels), "train" in dataset.splits, seed)
         train, rest = order[: s.train_size], order[s.train_size :]
         validation, rest = rest[: s.validation_size], rest[s.validation_size :]
         if "test" in dataset.splits:
