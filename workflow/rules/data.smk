@@ -4,7 +4,11 @@ import shlex
 
 # not among the params: where a data set comes from does not change what it is
 DATA_OPTIONS = shlex.join(
-    [*(["--download"] if CONFIG.data.download else []), "--directories", *CONFIG.data.directories]
+    [
+        *(["--download"] if CONFIG.data.download else []),
+        "--directories",
+        *CONFIG.data.directories,
+    ]
 )
 
 
