@@ -2,8 +2,7 @@
 
 import shlex
 
-# not among the params: where a data set comes from does not change what it is
-DATA_OPTIONS = shlex.join(
+DATA_SOURCES = shlex.join(
     [
         *(["--download"] if CONFIG.data.download else []),
         "--directories",
@@ -22,7 +21,10 @@ rule data:
     resources:
         mem_mb=2000,
         runtime=30,
+        # not a param: where a data set comes from does not change what it is, and so re-runs nothing
+        sources=DATA_SOURCES,
     params:
         images=subpath(output.digest, strip_suffix=".json"),
     shell:
-        "python -m bilevel data {wildcards.dataset} --output {params.images}.safetensors {DATA_OPTIONS} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        "python -m bilevel data {wildcards.dataset} --output {params.images}.safetensors {resources.sources}"
+        " > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
