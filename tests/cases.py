@@ -154,9 +154,24 @@ def mlp_written_out(steps: int) -> Case:
 
 CASES = [quadratic, sample_weights, mlp, mlp_groups, mlp_written_out]
 
+FIRST, SECOND = (bilevel.optimizers.Learned(start, scale=scale) for start, scale in ((0, "log"), (1, "logit")))
+SCHEDULE = bilevel.optimizers.Learned(0, steps=3, scale="logit")
+LINEAR = bilevel.optimizers.Learned(2, scale="linear")
+
 OPTIMIZERS = {
     "sgd": bilevel.optimizers.SGD(learning_rate=0.1),
     "sgd_decay": bilevel.optimizers.SGD(learning_rate=0.1, weight_decay=0.05),
+    "sgd_learned": bilevel.optimizers.SGD(learning_rate=SCHEDULE, weight_decay=LINEAR),
     "momentum": bilevel.optimizers.Momentum(learning_rate=0.05, momentum=0.9),
     "momentum_decay": bilevel.optimizers.Momentum(learning_rate=0.05, momentum=0.8, weight_decay=0.05),
+    "momentum_learned": bilevel.optimizers.Momentum(learning_rate=FIRST, momentum=SECOND, weight_decay=LINEAR),
+    "momentum_schedules": bilevel.optimizers.Momentum(learning_rate=0.05, momentum=SCHEDULE),
+    "nesterov": bilevel.optimizers.Momentum(learning_rate=0.05, momentum=0.9, weight_decay=0.05, nesterov=True),
+    "nesterov_learned": bilevel.optimizers.Momentum(
+        learning_rate=FIRST, momentum=SECOND, weight_decay=LINEAR, nesterov=True
+    ),
+    "adam": bilevel.optimizers.Adam(learning_rate=0.05),
+    "adam_uncorrected": bilevel.optimizers.Adam(learning_rate=0.01, weight_decay=0.05, bias="uncorrected"),
+    "adam_first_gradient": bilevel.optimizers.Adam(learning_rate=0.05, bias="first_gradient"),
+    "adam_learned": bilevel.optimizers.Adam(learning_rate=SCHEDULE, weight_decay=LINEAR),
 }

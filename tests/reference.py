@@ -10,7 +10,46 @@ from cases import Case
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from bilevel.optimizers import SGD, Momentum, Optimizer
+from bilevel.optimizers import SGD, Adam, Learned, Momentum, Optimizer
+
+
+def setting(value: float | Learned, hyper: Tensor, t: int) -> Any:
+    """The value of a setting at step t = 1, 2, …"""
+    if not isinstance(value, Learned):
+        return value
+    entry = hyper[value.start + min(t - 1, value.steps - 1)]
+    return {"log": torch.exp, "logit": torch.sigmoid, "linear": lambda x: x}[value.scale](entry)
+
+
+def sgd(optimizer: SGD, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor) -> list[Tensor]:
+    w = slots[0]
+    gradient = gradient + setting(optimizer.weight_decay, hyper, t) * w
+    return [w - setting(optimizer.learning_rate, hyper, t) * gradient]
+
+
+def momentum(optimizer: Momentum, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor) -> list[Tensor]:
+    w, old = slots[0], slots[1]
+    gradient = gradient + setting(optimizer.weight_decay, hyper, t) * w
+    factor = setting(optimizer.momentum, hyper, t)
+    velocity = factor * old + gradient
+    direction = gradient + factor * velocity if optimizer.nesterov else velocity
+    return [w - setting(optimizer.learning_rate, hyper, t) * direction, velocity]
+
+
+def adam(optimizer: Adam, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor) -> list[Tensor]:
+    w, first, second = slots[:3]
+    gradient = gradient + setting(optimizer.weight_decay, hyper, t) * w
+    start = optimizer.bias == "first_gradient" and t == 1
+    first = optimizer.beta1 * first + (1 if start else 1 - optimizer.beta1) * gradient
+    second = optimizer.beta2 * second + (1 if start else 1 - optimizer.beta2) * gradient**2
+    corrected = optimizer.bias == "corrected"
+    mean = first / (1 - optimizer.beta1**t) if corrected else first
+    square = second / (1 - optimizer.beta2**t) if corrected else second
+    rate = setting(optimizer.learning_rate, hyper, t)
+    return [w - rate * mean / (square.sqrt() + optimizer.epsilon), first, second]
+
+
+STEPS: dict[type, Callable[..., list[Tensor]]] = {SGD: sgd, Momentum: momentum, Adam: adam}
 
 
 class Reference:
@@ -21,23 +60,23 @@ class Reference:
         self.states = [torch.cat([case.params] + [torch.zeros_like(case.params)] * (optimizer.slots - 1))]
         self._a: dict[int, Tensor] = {}
         self._b: dict[int, Tensor] = {}
-        for batch in case.batches:
-            self.states.append(self.step(self.states[-1], case.hyper, batch).detach())
+        for t in range(1, len(case.batches) + 1):
+            self.states.append(self.step(t, self.states[-1], case.hyper).detach())
 
-    def step(self, state: Tensor, hyper: Tensor, batch: Any) -> Tensor:
-        w = state[: self.size]
-        loss = self.case.whole_inner_loss
-        gradient = torch.func.grad(loss)(w, hyper, batch) + self.optimizer.weight_decay * w
-        if isinstance(self.optimizer, SGD):
-            return w - self.optimizer.learning_rate * gradient
-        assert isinstance(self.optimizer, Momentum)
-        velocity = self.optimizer.momentum * state[self.size :] + gradient
-        return torch.cat([w - self.optimizer.learning_rate * velocity, velocity])
+    def step(self, t: int, state: Tensor, hyper: Tensor) -> Tensor:
+        """s_t from s_{t−1}, as the optimizer's class defines it."""
+        slots = state.view(-1, self.size)
+        w, batch, loss = slots[0], self.case.batches[t - 1], self.case.whole_inner_loss
+        gradient = torch.func.grad(loss)(w, hyper, batch)
+        found = STEPS[type(self.optimizer)](self.optimizer, t, slots, gradient, hyper)
+        if len(found) < len(slots):  # the count of steps
+            found.append(slots[-1] + torch.eye(1, self.size, dtype=state.dtype)[0])
+        return torch.cat(found)
 
     def trained(self, hyper: Tensor) -> Tensor:
         state = self.states[0]
-        for batch in self.case.batches:
-            state = self.step(state, hyper, batch)
+        for t in range(1, self.steps + 1):
+            state = self.step(t, state, hyper)
         return state[: self.size]
 
     def outer(self, hyper: Tensor) -> Tensor:
@@ -46,7 +85,7 @@ class Reference:
     def a(self, t: int, at: Tensor | None = None) -> Tensor:
         """∂s_t/∂s_{t−1}, t = 1 … T."""
         if at is not None:
-            return jacobian(lambda s: self.step(s, self.case.hyper, self.case.batches[t - 1]), at)
+            return jacobian(lambda s: self.step(t, s, self.case.hyper), at)
         if t not in self._a:
             self._a[t] = self.a(t, self.states[t - 1])
         return self._a[t]
@@ -54,7 +93,7 @@ class Reference:
     def b(self, t: int, at: Tensor | None = None) -> Tensor:
         """∂s_t/∂λ."""
         if at is not None:
-            return jacobian(lambda h: self.step(at, h, self.case.batches[t - 1]), self.case.hyper)
+            return jacobian(lambda h: self.step(t, at, h), self.case.hyper)
         if t not in self._b:
             self._b[t] = self.b(t, self.states[t - 1])
         return self._b[t]

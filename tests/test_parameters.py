@@ -112,7 +112,7 @@ def test_losses_that_do_not_depend_on_something_have_zero_derivatives() -> None:
     assert torch.equal(outer.hyper, torch.full((1, 2), 2.0))
     inner = derivatives.linearize(torch.ones(1, 3), torch.ones(1, 3))
     to = torch.zeros(1, 2)
-    inner.add_mixed_product(torch.ones(1, 3), to)
+    inner.add_products(torch.ones(1, 3), None, to)
     assert torch.equal(to, torch.zeros(1, 2))
 
 

@@ -78,38 +78,28 @@ class Linearization:
         """g(w, λ), (S, P)."""
         return _with_penalty(self._penalty, self._gradient.detach().view_as(self._params), self._params)
 
-    def add_hessian_product(self, vector: Tensor, to: Tensor) -> None:
-        """to += ∂²L₁/∂w∂w · v, (S, P)."""
-        self._add_products(vector, {0: to})
-
-    def add_mixed_product(self, vector: Tensor, to: Tensor) -> None:
-        """to += ∂²L₁/∂λ∂w · v, (S, H)."""
-        self._add_products(vector, {1: to})
-
-    def add_products(self, vector: Tensor, to_params: Tensor, to_hyper: Tensor) -> None:
-        """Both, with one vector in one sweep."""
-        self._add_products(vector, {0: to_params, 1: to_hyper})
-
-    def _add_products(self, vector: Tensor, targets: dict[int, Tensor]) -> None:
-        if self._gradient.requires_grad:  # it does not for a loss that is linear in w and free of λ
+    def add_products(self, vector: Tensor, to_params: Tensor | None, to_hyper: Tensor | None) -> None:
+        """to_params (S, P) += ∂²L₁/∂w∂w · v and to_hyper (S, H) += ∂²L₁/∂λ∂w · v, in one sweep; None: not wanted."""
+        targets = [(leaf, to) for leaf, to in zip(self._leaves, (to_params, to_hyper), strict=True) if to is not None]
+        if targets and self._gradient.requires_grad:  # it does not for a loss that is linear in w and free of λ
             products = torch.autograd.grad(
                 self._gradient,
-                [self._leaves[index] for index in targets],
+                [leaf for leaf, _ in targets],
                 grad_outputs=vector.view_as(self._gradient),
                 retain_graph=True,
                 allow_unused=True,
             )
-            for to, product in zip(targets.values(), products, strict=True):
+            for (_, to), product in zip(targets, products, strict=True):
                 if product is not None:
                     to.add_(product.view_as(to))
-        if 0 in targets:
+        if to_params is not None:
             self._cost.hessian_products += 1
             if self._penalty is not None:
-                self._penalty.add_hessian_product(self._params, vector, targets[0])
-        if 1 in targets:
+                self._penalty.add_hessian_product(self._params, vector, to_params)
+        if to_hyper is not None:
             self._cost.mixed_products += 1
             if self._penalty is not None:
-                self._penalty.add_mixed_product(self._params, vector, targets[1])
+                self._penalty.add_mixed_product(self._params, vector, to_hyper)
 
 
 def _constant(tensor: Tensor) -> Tensor:

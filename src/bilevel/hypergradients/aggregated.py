@@ -40,12 +40,13 @@ class Aggregated(Hypergradient):
         outer_batch: Batch,
     ) -> Estimate:
         total = torch.zeros_like(derivatives.hyper)
+        state = state.clone()
         for batch in batches:
-            inner = derivatives.linearize(optimizer.params(state), batch)
-            state = optimizer.step(state, inner.gradient, derivatives.hyper)
+            step = optimizer.linearize(derivatives, state.clone(), batch)
+            step.advance_(state)
             outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-            vector = optimizer.adjoint_(cotangent_of(optimizer, state, outer.params))
-            inner.add_mixed_product(vector, total.mul_(self.gamma))
+            cotangent = cotangent_of(optimizer, state, outer.params)
+            step.pull_back_(cotangent, total.mul_(self.gamma), to_state=False)
         return Estimate(state, outer.hyper + total, outer.loss, derivatives.cost)
 
 

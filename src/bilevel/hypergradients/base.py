@@ -143,8 +143,7 @@ def advance(
     """The state after inner steps over the first `count` batches, a new tensor."""
     state = state.clone()
     for index in range(count):
-        gradient = derivatives.inner_gradient(optimizer.params(state), batches[index])
-        optimizer.step_(state, gradient, derivatives.hyper)
+        optimizer.advance_(derivatives, state, batches[index])
     return state
 
 

@@ -16,9 +16,10 @@ from bilevel.problem import Batch
 
 @dataclass(frozen=True, config=STRICT)
 class DrMAD(Hypergradient):
-    """Exact reverse mode with A_t, B_t taken at w̃_{t−1} = (1 − (t−1)/T) w_0 + (t−1)/T w_T instead of w_{t−1}.
+    """Exact reverse mode with A_t, B_t taken at s̃_{t−1} = (1 − (t−1)/T) s_0 + (t−1)/T s_T instead of s_{t−1}.
 
-    Stores two parameter vectors; 2T − 1 products. It has no settings.
+    For an optimizer whose Jacobians depend on the parameters alone (SGD, momentum) that is the line between the first
+    and the last parameters. Stores two states; 2T − 1 products. It has no settings.
 
     Source: Fu et al. 2016; deck 000.
     """
@@ -31,10 +32,10 @@ class DrMAD(Hypergradient):
         batches: Sequence[Batch],
         outer_batch: Batch,
     ) -> Estimate:
-        first = optimizer.params(state)
+        first = state
         state = advance(derivatives, optimizer, state, batches, len(batches))
         derivatives.cost.hold(2)
-        line = Line(first, optimizer.params(state), len(batches))
+        line = Line(first, state, len(batches))
         outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
         hypergradient = reverse_sweep(derivatives, optimizer, state, line, batches, outer)
         return Estimate(state, hypergradient, outer.loss, derivatives.cost)

@@ -46,16 +46,15 @@ class Neumann(Hypergradient):
         state = advance(derivatives, optimizer, state, batches, len(batches) - count)
         total = torch.zeros_like(derivatives.hyper)
         for index in range(len(batches) - count, len(batches)):
-            inner = derivatives.linearize(optimizer.params(state), batches[index])
-            state = optimizer.step(state, inner.gradient, derivatives.hyper)
+            step = optimizer.linearize(derivatives, state.clone(), batches[index])
+            step.advance_(state)
             outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
             term = cotangent_of(optimizer, state, outer.params)
             series = term.clone()
             for _ in range(self.terms):
-                vector = optimizer.adjoint_(term)
-                inner.add_hessian_product(vector, optimizer.params(term))
+                step.pull_back_(term, None)
                 series.add_(term)
-            inner.add_mixed_product(optimizer.adjoint_(series), total)
+            step.pull_back_(series, total, to_state=False)
         return Estimate(state, outer.hyper + total / count, outer.loss, derivatives.cost)
 
 

@@ -15,37 +15,34 @@ from bilevel.problem import Batch
 def train(
     derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batches: Sequence[Batch]
 ) -> tuple[Tensor, Tensor]:
-    """Inner steps over all batches; returns the last state and the parameters before each step, (T, S, P)."""
+    """Inner steps over all batches; returns the last state and the tape: (T, S, tape_slots, P), before each step."""
     state = state.clone()
-    params = optimizer.params(state)
-    trajectory = params.new_empty(len(batches), *params.shape)
+    taped = state.narrow(-2, 0, optimizer.tape_slots)
+    tape = taped.new_empty(len(batches), *taped.shape)
     for index, batch in enumerate(batches):
-        trajectory[index] = params
-        gradient = derivatives.inner_gradient(trajectory[index], batch)
-        optimizer.step_(state, gradient, derivatives.hyper)
+        tape[index] = taped
+        optimizer.advance_(derivatives, state, batch)
     derivatives.cost.hold(len(batches))
-    return state, trajectory
+    return state, tape
 
 
 def reverse_sweep(
     derivatives: Derivatives,
     optimizer: Optimizer,
     state: Tensor,
-    trajectory: Sequence[Tensor] | Tensor,
+    tape: Sequence[Tensor] | Tensor,
     batches: Sequence[Batch],
     outer: OuterGradient,
 ) -> Tensor:
     """∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T over the steps in `batches`, last to first.
 
-    trajectory[t]: the parameters (S, P) at which the Jacobians of step t are taken. Returns (S, H).
+    tape[t]: the leading slots of the state (S, tape_slots or more, P) at which the Jacobians of step t are taken.
+    Returns (S, H).
     """
     hypergradient = outer.hyper.clone()
     cotangent = cotangent_of(optimizer, state, outer.params)
     for index in reversed(range(len(batches))):
-        vector = optimizer.adjoint_(cotangent)
-        inner = derivatives.linearize(trajectory[index], batches[index])
-        if index == 0:  # nothing comes before the first step: its A is not needed
-            inner.add_mixed_product(vector, hypergradient)
-        else:
-            inner.add_products(vector, optimizer.params(cotangent), hypergradient)
+        step = optimizer.linearize(derivatives, tape[index], batches[index])
+        # nothing comes before the first step: its A is not needed
+        step.pull_back_(cotangent, hypergradient, to_state=index > 0)
     return hypergradient

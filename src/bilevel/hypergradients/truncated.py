@@ -50,12 +50,11 @@ class Truncated(Hypergradient):
 def _last_step(
     derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batch: Batch, outer_batch: Batch
 ) -> Estimate:
-    inner = derivatives.linearize(optimizer.params(state), batch)
-    state = optimizer.step(state, inner.gradient, derivatives.hyper)
+    step = optimizer.linearize(derivatives, state.clone(), batch)
+    step.advance_(state)
     outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
     hypergradient = outer.hyper.clone()
-    vector = optimizer.adjoint_(cotangent_of(optimizer, state, outer.params))
-    inner.add_mixed_product(vector, hypergradient)
+    step.pull_back_(cotangent_of(optimizer, state, outer.params), hypergradient, to_state=False)
     return Estimate(state, hypergradient, outer.loss, derivatives.cost)
 
 

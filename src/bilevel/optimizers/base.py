@@ -1,24 +1,50 @@
-"""What every inner optimizer offers."""
+"""What every inner optimizer offers: steps, and products with the transposed Jacobians of a step."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict
 from torch import Tensor
 
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from bilevel.derivatives import Derivatives
+from bilevel.problem import Batch
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+class LinearStep(ABC):
+    """One inner step s_t = Φ(s_{t−1}, λ) at a known s_{t−1}, ready for products with A_t = ∂s_t/∂s_{t−1} and
+    B_t = ∂s_t/∂λ."""
+
+    @abstractmethod
+    def advance_(self, state: Tensor) -> None:
+        """s_{t−1} becomes s_t, in place."""
+
+    @abstractmethod
+    def pull_back_(self, cotangent: Tensor, to_hyper: Tensor | None, *, to_state: bool = True) -> None:
+        """cotangent = dL/ds_t (S, slots, P) becomes A_tᵀ cotangent, and to_hyper (S, H) += B_tᵀ cotangent.
+
+        to_hyper: None where the product with B_t is not wanted.
+        to_state: False where the one with A_t is not; `cotangent` is then left without meaning.
+        """
 
 
 class Optimizer(ABC):
-    """s_t = Φ(s_{t−1}, g_t): a step on a state (..., slots, P) whose slot 0 is the parameters.
+    """s_t = Φ(s_{t−1}, λ; batch) on a state (S, slots, P) whose slot 0 is the parameters.
 
-    g_t is the gradient of the inner loss at the parameters of s_{t−1}.
+    A setting that is `Learned` is read from the hyperparameters.
     """
 
-    slots: ClassVar[int]
+    @property
+    @abstractmethod
+    def slots(self) -> int:
+        """Number of vectors that make up a state."""
+
+    @property
+    def tape_slots(self) -> int:
+        """How many slots of s_{t−1}, from the first, `linearize` reads; what exact reverse mode has to keep."""
+        return self.slots
 
     def init(self, params: Tensor) -> Tensor:
         """State (..., slots, P) at parameters (..., P); all other slots are zero."""
@@ -30,8 +56,32 @@ class Optimizer(ABC):
         """Parameters (..., P) of a state, as a view."""
         return state[..., 0, :]
 
+    @abstractmethod
+    def advance_(self, derivatives: Derivatives, state: Tensor, batch: Batch) -> None:
+        """s_{t−1} becomes s_t, in place."""
+
+    @abstractmethod
+    def linearize(self, derivatives: Derivatives, taped: Tensor, batch: Batch) -> LinearStep:
+        """The step from `taped` (S, tape_slots or more, P), the leading slots of s_{t−1}.
+
+        `taped` is not copied: it must stay as it is for as long as products are asked for.
+        """
+
+
+class GradientOptimizer(Optimizer):
+    """An optimizer that looks at one gradient a step, g_t = ∂L₁/∂w at the parameters of s_{t−1}.
+
+    A subclass gives the update as a function of state and gradient, and the adjoint of that function in closed form;
+    what the gradient itself depends on is added here.
+    """
+
+    @property
+    def adjoint_reads_gradient(self) -> bool:
+        """Whether `adjoint_` needs the gradient's value."""
+        return True
+
     def step(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> Tensor:
-        """The next state, a new tensor. Settings that are learned are read from `hyper` (..., H)."""
+        """The next state, a new tensor; all shapes with or all without the seed axis."""
         following = state.clone()
         self.step_(following, gradient, hyper)
         return following
@@ -41,9 +91,44 @@ class Optimizer(ABC):
         """`step` in place, for a state that the caller owns."""
 
     @abstractmethod
-    def adjoint_(self, cotangent: Tensor) -> Tensor:
-        """Transposed Jacobians of the step applied to `cotangent` = dL/ds_t (..., slots, P).
+    def adjoint_(
+        self,
+        cotangent: Tensor,
+        taped: Tensor,
+        gradient: Tensor | None,
+        hyper: Tensor,
+        to_hyper: Tensor | None,
+    ) -> Tensor:
+        """Transposed Jacobians of `step_` applied to `cotangent` = dL/ds_t (S, slots, P).
 
-        Returns dL/dg_t (..., P), to be multiplied by the Jacobians of the gradient, and leaves in `cotangent` the part
-        of dL/ds_{t−1} that does not pass through the gradient.
+        Returns dL/dg_t (S, P), to be multiplied by the Jacobians of the gradient; leaves in `cotangent` the part of
+        dL/ds_{t−1} that does not pass through the gradient, and adds to `to_hyper` (S, H) that of learned settings.
+
+        taped: leading slots of s_{t−1}; gradient: g_t, None where `adjoint_reads_gradient` is False.
         """
+
+    def advance_(self, derivatives: Derivatives, state: Tensor, batch: Batch) -> None:
+        """See `Optimizer`."""
+        self.step_(state, derivatives.inner_gradient(self.params(state), batch), derivatives.hyper)
+
+    def linearize(self, derivatives: Derivatives, taped: Tensor, batch: Batch) -> GradientStep:
+        """See `Optimizer`."""
+        return GradientStep(self, derivatives, taped, batch)
+
+
+class GradientStep(LinearStep):
+    """One step of a `GradientOptimizer`."""
+
+    def __init__(self, optimizer: GradientOptimizer, derivatives: Derivatives, taped: Tensor, batch: Batch) -> None:
+        self._optimizer, self._taped, self._hyper = optimizer, taped, derivatives.hyper
+        self.inner = derivatives.linearize(optimizer.params(taped), batch)
+
+    def advance_(self, state: Tensor) -> None:
+        """See `LinearStep`."""
+        self._optimizer.step_(state, self.inner.gradient, self._hyper)
+
+    def pull_back_(self, cotangent: Tensor, to_hyper: Tensor | None, *, to_state: bool = True) -> None:
+        """See `LinearStep`."""
+        gradient = self.inner.gradient if self._optimizer.adjoint_reads_gradient else None
+        vector = self._optimizer.adjoint_(cotangent, self._taped, gradient, self._hyper, to_hyper)
+        self.inner.add_products(vector, self._optimizer.params(cotangent) if to_state else None, to_hyper)

@@ -1,44 +1,122 @@
-"""Stochastic gradient descent with (heavy-ball) momentum."""
+"""Stochastic gradient descent with momentum: heavy ball and Nesterov."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from bilevel.optimizers.base import Decay, LearningRate, Optimizer
+from bilevel.optimizers.base import STRICT, GradientOptimizer
+from bilevel.optimizers.learned import (
+    Decay,
+    LearningRate,
+    MomentumFactor,
+    add_scaled_,
+    counts,
+    learned,
+    pull_back,
+    value_of,
+)
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class Momentum(Optimizer):
-    """m_t = μ m_{t−1} + g_t + ω w_{t−1},  w_t = w_{t−1} − η m_t,  m_0 = 0.
+@dataclass(frozen=True, config=STRICT)
+class Momentum(GradientOptimizer):
+    """m_t = μ m_{t−1} + a_t,  a_t = g_t + ω w_{t−1},  m_0 = 0;  w_t = w_{t−1} − η m_t, or, with `nesterov`,
+    w_t = w_{t−1} − η (a_t + μ m_t).
 
-    The convention of `torch.optim.SGD` and optax. State: slot 0 is w, slot 1 is m.
-    Adjoint, with r = dL/dw_t, q = dL/dm_t and p = q − η r: dL/dg_t = p; (r + ω p, μ p) passes to (w, m)_{t−1}.
+    The convention of `torch.optim.SGD` and optax. State: slot 0 is w, slot 1 is m; with a schedule, the first entry of
+    slot 2 is the number of steps done.
+    Adjoint, with r = dL/dw_t, q = dL/dm_t: p = q − η r and dL/da_t = p, or, with `nesterov`, p = q − η μ r and
+    dL/da_t = p − η r; then (r + ω dL/da_t, μ p) passes to (w, m)_{t−1}.
     """
 
-    slots = 2
-
     learning_rate: LearningRate
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: MomentumFactor = 0.9
     weight_decay: Decay = 0.0
+    nesterov: bool = False
+
+    @property
+    def slots(self) -> int:
+        """2, or 3 with a schedule."""
+        return 3 if self._counts else 2
+
+    @property
+    def tape_slots(self) -> int:
+        """The parameters, or all if anything is learned."""
+        return self.slots if self._learned else 1
+
+    @property
+    def adjoint_reads_gradient(self) -> bool:
+        """If anything is learned."""
+        return self._learned
 
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
-        """One step in place; `hyper` is not used."""
-        params, velocity = state.unbind(-2)
-        velocity.mul_(self.momentum).add_(gradient)
-        if self.weight_decay:
-            velocity.add_(params, alpha=self.weight_decay)
-        params.sub_(velocity, alpha=self.learning_rate)
+        """One step in place."""
+        params, velocity, count = state[..., 0, :], state[..., 1, :], self._count(state)
+        rate = value_of(self.learning_rate, hyper, count)
+        factor = value_of(self.momentum, hyper, count)
+        decay = value_of(self.weight_decay, hyper, count)
+        velocity.mul_(factor)
+        if isinstance(decay, Tensor) or decay:
+            gradient = torch.add(gradient, params * decay)
+        velocity.add_(gradient)
+        if self.nesterov:
+            add_scaled_(params, gradient, -rate)
+            add_scaled_(params, velocity, -rate * factor)
+        else:
+            add_scaled_(params, velocity, -rate)
+        if count is not None:
+            count.add_(1)
 
-    def adjoint_(self, cotangent: Tensor) -> Tensor:
+    def adjoint_(
+        self, cotangent: Tensor, taped: Tensor, gradient: Tensor | None, hyper: Tensor, to_hyper: Tensor | None
+    ) -> Tensor:
         """See the class."""
-        params, velocity = cotangent.unbind(-2)
-        through_gradient = torch.sub(velocity, params, alpha=self.learning_rate)
-        if self.weight_decay:
-            params.add_(through_gradient, alpha=self.weight_decay)
-        torch.mul(through_gradient, self.momentum, out=velocity)
-        return through_gradient
+        by_params, by_velocity = cotangent[..., 0, :], cotangent[..., 1, :]
+        count = self._count(taped)
+        rate = value_of(self.learning_rate, hyper, count)
+        factor = value_of(self.momentum, hyper, count)
+        decay = value_of(self.weight_decay, hyper, count)
+        if gradient is not None:
+            self._pull_back_settings(by_params, by_velocity, taped, gradient, hyper, to_hyper)
+        if self.nesterov:
+            add_scaled_(by_velocity, by_params, -rate * factor)
+            by_gradient = by_velocity.clone()
+            add_scaled_(by_gradient, by_params, -rate)
+        else:
+            add_scaled_(by_velocity, by_params, -rate)
+            by_gradient = by_velocity.clone()
+        if isinstance(decay, Tensor) or decay:
+            add_scaled_(by_params, by_gradient, decay)
+        by_velocity.mul_(factor)
+        return by_gradient
+
+    def _pull_back_settings(
+        self, r: Tensor, q: Tensor, taped: Tensor, gradient: Tensor, hyper: Tensor, to_hyper: Tensor | None
+    ) -> None:
+        params, velocity, count = taped[..., 0, :], taped[..., 1, :], self._count(taped)
+        rate = value_of(self.learning_rate, hyper, count)
+        factor = value_of(self.momentum, hyper, count)
+        descended = gradient + params * value_of(self.weight_decay, hyper, count)
+        following = velocity * factor + descended
+        if self.nesterov:
+            p = q - r * factor * rate
+            pull_back(self.learning_rate, -r * (descended + following * factor), hyper, count, to_hyper)
+            pull_back(self.momentum, p * velocity - r * following * rate, hyper, count, to_hyper)
+            pull_back(self.weight_decay, (p - r * rate) * params, hyper, count, to_hyper)
+        else:
+            p = q - r * rate
+            pull_back(self.learning_rate, -r * following, hyper, count, to_hyper)
+            pull_back(self.momentum, p * velocity, hyper, count, to_hyper)
+            pull_back(self.weight_decay, p * params, hyper, count, to_hyper)
+
+    @property
+    def _learned(self) -> bool:
+        return learned(self.learning_rate, self.momentum, self.weight_decay)
+
+    @property
+    def _counts(self) -> bool:
+        return counts(self.learning_rate, self.momentum, self.weight_decay)
+
+    def _count(self, state: Tensor) -> Tensor | None:
+        return state[..., 2, :1] if self._counts else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.aggregated import Aggregated
-from bilevel.hypergradients.base import STRICT, Estimate
+from bilevel.hypergradients.base import STRICT, Estimate, advance
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 from bilevel.tasks.cleaning_published.products import PlainProducts, credit
@@ -32,8 +32,7 @@ class PublishedAggregated(Aggregated):
         total = torch.zeros_like(derivatives.hyper)
         for batch in batches:
             params = optimizer.params(state)
-            gradient = derivatives.inner_gradient(params, batch)
-            state = optimizer.step(state, gradient, derivatives.hyper)
+            state = advance(derivatives, optimizer, state, [batch], 1)
             outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
             credit(total.mul_(self.gamma), batch[2], products.b(params, batch, outer.params))
         return Estimate(state, total, outer.loss, derivatives.cost)

@@ -38,8 +38,7 @@ class PublishedNeumann(Neumann):
         state = advance(derivatives, optimizer, state, batches, len(batches) - count)
         last, contributions = batches[len(batches) - 1], []
         for index in range(len(batches) - count, len(batches)):
-            gradient = derivatives.inner_gradient(optimizer.params(state), batches[index])
-            state = optimizer.step(state, gradient, derivatives.hyper)
+            optimizer.advance_(derivatives, state, batches[index])
             outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
             term = series = outer.params
             for _ in range(self.terms):

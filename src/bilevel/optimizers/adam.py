@@ -1,0 +1,123 @@
+"""Adam, with and without bias correction, and as deck 001 starts it."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from bilevel.optimizers.base import STRICT, GradientOptimizer
+from bilevel.optimizers.learned import Decay, LearningRate, counts, pull_back, value_of
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Adam(GradientOptimizer):
+    """m_t = β₁ m_{t−1} + (1 − β₁) a_t,  v_t = β₂ v_{t−1} + (1 − β₂) a_t²,  a_t = g_t + ω w_{t−1};
+    w_t = w_{t−1} − η m̂_t / (√v̂_t + ε),  m̂_t = m_t / c₁,  v̂_t = v_t / c₂.
+
+    bias: `corrected`: m_0 = v_0 = 0, c₁ = 1 − β₁ᵗ, c₂ = 1 − β₂ᵗ, as `torch.optim.Adam` and optax;
+        `uncorrected`: m_0 = v_0 = 0, c₁ = c₂ = 1;
+        `first_gradient`: c₁ = c₂ = 1 and the averages start as a_1 and a_1². This is the algorithm of deck 001, slide
+        "Инвертирование динамики": its steps 5.1–5.3 move the parameters first and update the averages at the new point,
+        which is the same chain with the loop cut elsewhere.
+
+    State: slots 0, 1, 2 are w, m, v; where the step number matters it is the first entry of slot 3.
+    Adjoint, with r, q₁, q₂ = dL/d(w, m, v)_t and d = √v̂_t + ε: p₁ = q₁ − η r / (c₁ d);
+    p₂ = q₂ + η r m̂_t / (2 d² √(c₂ v_t)), and q₂ where v_t = 0, which all gradients so far being zero implies and where
+    that derivative is multiplied by zero; dL/da_t = (1 − β₁) p₁ + 2 (1 − β₂) a_t p₂; then (r + ω dL/da_t, β₁ p₁, β₂ p₂)
+    passes to (w, m, v)_{t−1}.
+
+    Source: Kingma and Ba 2015; deck 001.
+    """
+
+    learning_rate: LearningRate
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    weight_decay: Decay = 0.0
+    bias: Literal["corrected", "uncorrected", "first_gradient"] = "corrected"
+
+    @property
+    def slots(self) -> int:
+        """3, or 4 where the step number matters."""
+        return 4 if self._counts else 3
+
+    def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
+        """One step in place."""
+        params, mean, square = state[..., 0, :], state[..., 1, :], state[..., 2, :]
+        count = self._count(state)
+        rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
+        if isinstance(decay, Tensor) or decay:
+            gradient = gradient + params * decay
+        self._average_(mean, square, gradient, count)
+        if count is not None:
+            count.add_(1)
+        first, second = self._corrections(count)
+        params.sub_(mean / ((square / second).sqrt_().add_(self.epsilon)) * (rate / first))
+
+    def adjoint_(
+        self, cotangent: Tensor, taped: Tensor, gradient: Tensor | None, hyper: Tensor, to_hyper: Tensor | None
+    ) -> Tensor:
+        """See the class."""
+        assert gradient is not None
+        r, q1, q2 = cotangent[..., 0, :], cotangent[..., 1, :], cotangent[..., 2, :]
+        params, mean, square = taped[..., 0, :], taped[..., 1, :].clone(), taped[..., 2, :].clone()
+        count = self._count(taped)
+        rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
+        descended = gradient + params * decay
+        self._average_(mean, square, descended, count)
+        first, second = self._corrections(None if count is None else count + 1)
+        share1, share2 = self._shares(count)
+
+        root = (square / second).sqrt()
+        denominator = root + self.epsilon
+        update = mean / (denominator * first)
+        pull_back(self.learning_rate, -r * update, hyper, count, to_hyper)
+        scaled = r * rate / denominator
+        q1.sub_(scaled / first)
+        by_square = scaled * update / (2 * second * root)
+        q2.add_(torch.where(square == 0, torch.zeros_like(by_square), by_square))
+        by_gradient = q1 * share1 + descended * q2 * (share2 * 2)
+        q1.mul_(self.beta1)
+        q2.mul_(self.beta2)
+        pull_back(self.weight_decay, by_gradient * params, hyper, count, to_hyper)
+        if isinstance(decay, Tensor) or decay:
+            r.add_(by_gradient * decay)
+        return by_gradient
+
+    def _average_(self, mean: Tensor, square: Tensor, descended: Tensor, count: Tensor | None) -> None:
+        share1, share2 = self._shares(count)
+        mean.mul_(self.beta1).add_(descended * share1)
+        square.mul_(self.beta2).add_(descended * descended * share2)
+
+    def _shares(self, count: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
+        """Weights of a_t in m_t and v_t; `count` is the number of steps done before this one."""
+        share1, share2 = 1 - self.beta1, 1 - self.beta2
+        if self.bias != "first_gradient" or count is None:
+            return share1, share2
+        first = count == 0
+        return tuple(torch.where(first, torch.ones_like(count), share) for share in (share1, share2))  # type: ignore[return-value]
+
+    def _corrections(self, count: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
+        """c₁ and c₂; `count` is the number of steps with this one."""
+        if self.bias != "corrected" or count is None:
+            return 1.0, 1.0
+        # expm1, since 1 − β₂ᵗ loses four digits of single precision at first
+        return -torch.expm1(count * _log(self.beta1)), -torch.expm1(count * _log(self.beta2))
+
+    @property
+    def _counts(self) -> bool:
+        return self.bias != "uncorrected" or counts(self.learning_rate, self.weight_decay)
+
+    def _count(self, state: Tensor) -> Tensor | None:
+        return state[..., 3, :1] if self._counts else None
+
+
+def _log(beta: float) -> float:
+    return math.log(beta) if beta > 0 else -math.inf
