@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bilevel import runs
+from bilevel import results, runs
 from bilevel.data import Dataset, Split
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import none
@@ -223,7 +223,7 @@ def test_a_diverging_seed_is_a_row_and_leaves_the_others_alone(dataset: Dataset,
     method = create_method("cleaning_corrected", "unrolled", {})
     result = runs.optimize(task, method)
     undisturbed = runs.optimize(build("cleaning_corrected", dataset, [0, 1]), method)
-    runs.save(result, tmp_path, study="study", method="exact", seeds=[0, 1], record={"code_hash": "x"})
+    results.save(result, tmp_path, study="study", method="exact", seeds=[0, 1], record={"code_hash": "x"})
     with (tmp_path / "scalars.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["status"] for row in rows if row["seed"] == "1"} == {"diverged"}

@@ -96,7 +96,7 @@ def test_wrong_structure_is_refused_with_key_value_and_what_is_allowed(path: str
         (
             "studies/cleaning_published/methods/drmad",
             {"method": "unrolled"},
-            "has no version of 'unrolled'; it has aggr",
+            "cleaning_published has no method 'unrolled'; it has aggr",
         ),
         (
             "studies/cleaning_published/methods/drmad",

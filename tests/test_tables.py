@@ -19,7 +19,16 @@ from bilevel.files import replacing
 from bilevel.statistics import mean_interval
 from bilevel.tables import TableError, collect, csv_text, read_table, write_together
 
-TABLES = ["scalars.csv", "trace.csv", "histograms.csv", "cells.csv", "timing.csv", "provenance.json"]
+TABLES = [
+    "scalars.csv",
+    "trace.csv",
+    "histograms.csv",
+    "measurements.csv",
+    "cells.csv",
+    "measured.csv",
+    "timing.csv",
+    "provenance.json",
+]
 Make = Callable[..., Path]
 
 
@@ -32,7 +41,7 @@ def make(tmp_path: Path) -> Make:
         status = {seed: "diverged" if seed in diverged else "ok" for seed in seeds}
         path = tmp_path / "runs" / (folder or f"{study}/{method}/{'_'.join(map(str, seeds))}")
         path.mkdir(parents=True)
-        scalars, trace, histograms = [], [], []
+        scalars, trace, histograms, measurements = [], [], [], []
         for seed in seeds:
             draw = random.Random(f"{study} {method} {seed}")
             value = None if seed in diverged else draw.random()
@@ -42,11 +51,13 @@ def make(tmp_path: Path) -> Make:
                 (study, method, seed, status[seed], "jvps", cost),
             ]
             trace += [(study, method, seed, step, "loss", draw.gauss(0, 1)) for step in (10, 0, 2)]
+            measurements += [(study, method, seed, step, "seconds", 2.0) for step in (-1, 5)]
             histograms += [(study, method, seed, "weight", "wrong", left, left + 0.5, 3) for left in (0.5, 0.0)]
         for name, rows, columns in [
             ("scalars", scalars, "study method seed status metric value"),
             ("trace", trace, "study method seed step metric value"),
             ("histograms", histograms, "study method seed quantity group left right count"),
+            ("measurements", measurements, "study method seed step metric value"),
         ]:
             pd.DataFrame(rows, columns=columns.split()).to_csv(path / f"{name}.csv", index=False)
         record = {
@@ -363,13 +374,14 @@ def test_files_are_replaced_not_rewritten(tmp_path: Path) -> None:
 def test_what_a_run_writes_can_be_collected(tmp_path: Path) -> None:
     import torch
 
-    from bilevel.cost import Cost
-    from bilevel.runs import Result, peak_memory_mb, save, surroundings
-    from bilevel.tasks.base import Histogram
+    from bilevel import results
+    from bilevel.results import Histogram, Result, peak_memory_mb, save, surroundings
+    from bilevel.tables import WHOLE_RUN
 
     values = {"test_accuracy_max": torch.tensor([0.1, math.nan], dtype=torch.float64)}
     bins = [Histogram(seed, "weight", "wrong", 0.0, 0.5, 3) for seed in (0, 1)]
-    result = Result(torch.tensor([True, False]), [values, values], values, bins, Cost(), 1)
+    measured = {WHOLE_RUN: {"seconds": torch.tensor([2.5, 3.5])}, 10: {"seconds": torch.tensor([1.0, 1.0])}}
+    result = Result(torch.tensor([True, False]), {0: values, 1: values}, values, bins, measured)
     record = {
         "code_hash": "aaaa",
         "data": {},
@@ -385,4 +397,8 @@ def test_what_a_run_writes_can_be_collected(tmp_path: Path) -> None:
     cells = pd.read_csv(tmp_path / "out/cells.csv").set_index("metric")
     assert list(cells.loc["test_accuracy_max", ["n", "diverged", "mean"]]) == [1, 1, 0.1]
     assert len(read_table(tmp_path / "out/trace.csv", "trace")) == 4
+    assert WHOLE_RUN == results.WHOLE_RUN
+    whole = pd.read_csv(tmp_path / "out/measured.csv").set_index("metric")
+    assert list(whole.loc["seconds", ["n", "mean"]]) == [2, 3.0]
+    assert len(read_table(tmp_path / "out/measurements.csv", "measurements")) == 4
     assert len(read_table(tmp_path / "out/histograms.csv", "histograms")) == 1

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--method", required=True, help="its name within the study")
     run.add_argument("--seeds", type=int, nargs="+", required=True)
     run.add_argument("--spec", type=json.loads, required=True, help="JSON: task, method and their settings")
-    run.add_argument("--data", type=Path, required=True, help="a .safetensors file made by `data`")
+    run.add_argument("--data", type=Path, help="a .safetensors file made by `data`, for tasks that use one")
     run.add_argument("--output", type=Path, required=True, help="folder of the results")
     run.set_defaults(command=_run)
 
@@ -100,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> None:
     keep_memory()
     import torch
 
-    from bilevel import registry, runs
+    from bilevel import registry, results
     from bilevel.data import load
     from bilevel.tasks import create_method, task_class
 
@@ -117,21 +117,22 @@ def _run(arguments: argparse.Namespace) -> None:
     method = create_method(spec["task"], spec["method"], spec["method_settings"])
     # taken before the work, so that an edit while a job runs is seen afterwards
     code = registry.run_code_hash(spec["task"], spec["method"])
-    task = cls(arguments.study, settings, load(arguments.data), arguments.seeds, device)
-    result = runs.optimize(task, method, f"{arguments.study} {arguments.method}")
+    dataset = None if arguments.data is None else load(arguments.data)
+    task = cls(arguments.study, settings, dataset, arguments.seeds, device)
+    result = task.run(method, f"{arguments.study} {arguments.method}")
     record = {
         "spec": spec,
         "task": spec["task"],
         "deck": spec["deck"],
         "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
         "code_hash": code,
-        "data": {arguments.data.stem: json.loads(arguments.data.with_suffix(".json").read_text())},
-        **runs.surroundings(device),
+        "data": _digests(arguments.data),
+        **results.surroundings(device),
         "seconds": time.perf_counter() - begin,
-        "peak_memory_mb": runs.peak_memory_mb(),
+        "peak_memory_mb": results.peak_memory_mb(),
         "started": started,
     }
-    runs.save(
+    results.save(
         result,
         arguments.output,
         study=arguments.study,
@@ -139,6 +140,10 @@ def _run(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         record=record,
     )
+
+
+def _digests(data: Path | None) -> dict[str, Any]:
+    return {} if data is None else {data.stem: json.loads(data.with_suffix(".json").read_text())}
 
 
 def _check_run(spec: Any, seeds: list[int]) -> None:
@@ -233,7 +238,11 @@ def _current(configuration: dict[str, Any], runs: Path) -> list[Path]:
         record = json.loads(path.read_text(encoding="utf-8"))
         code = registry.run_code_hash(study.task, study.methods[run.method].method)
         spec = json.loads(chosen.spec(run.study, run.method))
-        if (record.get("spec"), record["code_hash"], list(record["data"])) == (spec, code, [study.data]):
+        if (record.get("spec"), record["code_hash"], list(record["data"])) == (
+            spec,
+            code,
+            [study.data] if study.data else [],
+        ):
             found.append(path.parent)
     return found
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from bilevel.registry import method_names, task_names
+from bilevel.registry import all_method_names, method_names, own_method_names, task_names
 from bilevel.settings import SettingsError, explain
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
@@ -44,7 +44,7 @@ class Compute(_Strict):
 
 
 class Method(BaseModel):
-    """A hypergradient method; every other key is a setting of its own."""
+    """A hypergradient method, or one of the task's own; every other key is a setting of its own."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
@@ -53,7 +53,7 @@ class Method(BaseModel):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        return _one_of(value, method_names(), "method")
+        return _one_of(value, all_method_names(), "method")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,6 +64,7 @@ class Method(BaseModel):
 class Study(_Strict):
     """One task with several methods on the same draws.
 
+    data: name of a data set, for tasks that use one.
     seeds: how many (0, 1, …), or which. seeds_per_job: how many of them one job runs together.
     settings: of the task; what is not given has the task's default.
     methods: a name for each, used in files, tables and claims.
@@ -71,7 +72,7 @@ class Study(_Strict):
 
     deck: Annotated[str, Field(pattern=r"^\d{3}$")]
     task: str
-    data: str
+    data: str | None = None
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
     seeds_per_job: Annotated[int, Field(ge=1)] = 1
     settings: dict[str, Any] = {}
@@ -84,10 +85,10 @@ class Study(_Strict):
 
     @field_validator("data")
     @classmethod
-    def _known_data(cls, value: str) -> str:
+    def _known_data(cls, value: str | None) -> str | None:
         from bilevel import data
 
-        return _one_of(value, data.names(), "data set")
+        return None if value is None else _one_of(value, data.names(), "data set")
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -187,7 +188,8 @@ def check(config: Config, source: str = "config.yaml") -> None:
     for name, study in config.studies.items():
         try:
             task = task_class(study.task)
-            task.check_data(task.read_settings(study.settings), study.data, data.counts(study.data))
+            counts = {} if study.data is None else data.counts(study.data)
+            task.check_data(task.read_settings(study.settings), study.data, counts)
         except SettingsError as error:
             found += _prefixed(f"studies.{name}.settings", error)
         for label, method in study.methods.items():
@@ -213,11 +215,14 @@ def check_writable(folder: str) -> None:
 
 def schema() -> dict[str, Any]:
     """JSON schema of config.yaml with every task's and method's settings spelled out. Imports torch."""
-    from bilevel.hypergradients import settings_schema
-    from bilevel.tasks import task_class
+    from bilevel.tasks import method_schema, task_class
 
     result = Config.model_json_schema()
-    result["$defs"]["Method"]["oneOf"] = [settings_schema(name) for name in method_names()]
+    own = [(task, name) for task in task_names() for name in own_method_names(task) if name not in method_names()]
+    result["$defs"]["Method"]["oneOf"] = [
+        *(method_schema(None, name) for name in method_names()),
+        *(method_schema(task, name) for task, name in own),
+    ]
     result["$defs"]["Study"]["allOf"] = [
         {
             "if": {"properties": {"task": {"const": name}}},

@@ -18,6 +18,20 @@ def method_names() -> tuple[str, ...]:
 
 
 @cache
+def own_method_names(task: str) -> tuple[str, ...]:
+    """Every file in the task's package that defines `METHOD`: versions of methods, and methods of its own."""
+    folder = PACKAGE / "tasks" / task
+    return _defining(f"tasks/{task}", "METHOD") if folder.is_dir() else ()
+
+
+@cache
+def all_method_names() -> tuple[str, ...]:
+    """Names that any task may know."""
+    own = {name for task in task_names() for name in own_method_names(task)}
+    return tuple(sorted(own.union(method_names())))
+
+
+@cache
 def task_names() -> tuple[str, ...]:
     """Every module in `tasks` that defines `TASK`."""
     return _defining("tasks", "TASK")
@@ -42,7 +56,7 @@ def code_hash(*modules: str) -> str:
 
 def run_code_hash(task: str, method: str) -> str:
     """`code_hash` of everything one run of `method` on `task` uses."""
-    return code_hash("bilevel.runs", f"bilevel.tasks.{task}", method_module(task, method))
+    return code_hash("bilevel.results", f"bilevel.tasks.{task}", method_module(task, method))
 
 
 def files_hash(folder: str) -> str:

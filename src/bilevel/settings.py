@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError
 
@@ -14,6 +14,18 @@ _EXPONENT = re.compile(r"^[+-]?\d+(\.\d*)?[eE]\d+$|^[+-]?\d+[eE][+-]?\d+$")
 
 class SettingsError(UserError, ValueError):
     """A setting is unknown, missing, mistyped or out of range; the message names key, value and what is allowed."""
+
+
+class Configurable:
+    """A pydantic dataclass that is made from what a configuration says."""
+
+    @classmethod
+    def create(cls, settings: dict[str, Any]) -> Self:
+        """With these settings; SettingsError where they do not fit."""
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise SettingsError(explain(error)) from None
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:

@@ -20,11 +20,13 @@ from bilevel.errors import UserError
 from bilevel.files import replacing
 from bilevel.statistics import mean_interval
 
+WHOLE_RUN = -1  # as in bilevel.results, which imports torch
+
 Triple = tuple[str, str, int]
 """(study, method, seed): what a run is."""
 
 Status = Literal["ok", "diverged"]
-TableName = Literal["scalars", "trace", "histograms"]
+TableName = Literal["scalars", "trace", "histograms", "measurements"]
 
 _RUN = {"study": "str", "method": "str", "seed": "int64"}
 _VALUE = {"metric": "str", "value": "float64"}
@@ -33,11 +35,13 @@ _COLUMNS: dict[TableName, dict[str, str]] = {
     "scalars": _RUN | {"status": "str"} | _VALUE,
     "trace": _RUN | {"step": "int64"} | _VALUE,
     "histograms": _RUN | _BIN | {"count": "int64"},
+    "measurements": _RUN | {"step": "int64"} | _VALUE,
 }
 _KEYS: dict[TableName, list[str]] = {
     "scalars": [*_RUN, "metric"],
     "trace": [*_RUN, "step", "metric"],
     "histograms": [*_RUN, *_BIN],
+    "measurements": [*_RUN, "step", "metric"],
 }
 
 
@@ -90,13 +94,13 @@ def collect(
 ) -> None:
     """Put the tables of all run folders together in `output`.
 
-    Writes `scalars.csv`, `trace.csv`, `histograms.csv` (rows of the runs), `cells.csv` (mean and 95 %
-    t-interval over the seeds that did not diverge, for each study, method and metric), `timing.csv` (wall
-    seconds, peak memory in MB) and `provenance.json`. Either all are replaced or, if anything is wrong with
-    the runs, none.
+    Writes `scalars.csv`, `trace.csv`, `histograms.csv`, `measurements.csv` (rows of the runs), `cells.csv` (mean and
+    95 % t-interval over the seeds that did not diverge, for each study, method and metric), `measured.csv` (the same of
+    the measurements of whole runs), `timing.csv` (wall seconds, peak memory in MB) and `provenance.json`. Either all
+    are replaced or, if anything is wrong with the runs, none.
 
     Args:
-        run_dirs: folders with `record.json` and the three tables, in any order.
+        run_dirs: folders with `record.json` and the four tables, in any order.
         output: folder for the tables; made where it does not exist.
         expected: every run that the configuration asks for. Those that are not there are listed in
             `provenance.json` under `missing`, and a folder without `record.json` (of a run that did not
@@ -120,6 +124,7 @@ def collect(
     provenance = _provenance(records, expected or (), configuration or {}, commit)
     contents = {f"{name}.csv": csv_text(table) for name, table in rows.items()}
     contents["cells.csv"] = csv_text(_cells(rows["scalars"], records))
+    contents["measured.csv"] = csv_text(_cells(_of_whole_runs(rows["measurements"]), records))
     contents["timing.csv"] = csv_text(_timing(records))
     contents["provenance.json"] = json.dumps(provenance, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     write_together(output, contents)
@@ -257,6 +262,11 @@ def _cells(scalars: pd.DataFrame, records: Iterable[Record]) -> pd.DataFrame:
         key = {"study": study, "method": method, "metric": metric, "diverged": diverged[study, method]}
         rows.append(key | interval)
     return pd.DataFrame(rows, columns=columns)
+
+
+def _of_whole_runs(measurements: pd.DataFrame) -> pd.DataFrame:
+    whole = measurements[measurements["step"] == WHOLE_RUN].drop(columns="step")
+    return whole.assign(status="ok")
 
 
 def _timing(records: Iterable[Record]) -> pd.DataFrame:

@@ -3,13 +3,17 @@
 
 rule run:
     input:
-        digest=lambda wildcards: f"results/data/{study_of(wildcards).data}.json",
+        # none for a study whose task makes its own data
+        digest=lambda wildcards: [
+            f"results/data/{data}.json" for data in [study_of(wildcards).data] if data
+        ],
     output:
         multiext(
             "results/runs/{study}/{method}/{seeds}/",
             scalars="scalars.csv",
             trace="trace.csv",
             histograms="histograms.csv",
+            measurements="measurements.csv",
             record=ensure("record.json", non_empty=True),
         ),
     log:
@@ -23,7 +27,9 @@ rule run:
         gpu=1 if CONFIG.compute.device == "cuda" else 0,
     params:
         folder=subpath(output.record, parent=True),
-        images=lambda wildcards, input: input.digest.removesuffix(".json"),
+        data=lambda wildcards, input: [
+            f"--data {path.removesuffix('.json')}.safetensors" for path in input
+        ],
         seeds=lambda wildcards: run_of(wildcards).seeds,
         spec=lambda wildcards: CONFIG.spec(wildcards.study, wildcards.method),
         # editing a method, a task or the core re-runs exactly what uses it
@@ -33,5 +39,5 @@ rule run:
         ),
     shell:
         "python -m bilevel run --study {wildcards.study} --method {wildcards.method} --seeds {params.seeds}"
-        " --spec {params.spec:q} --data {params.images}.safetensors"
+        " --spec {params.spec:q} {params.data}"
         " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from bilevel.hypergradients.base import Estimate, Hypergradient
 from bilevel.registry import method_names
 from bilevel.settings import SettingsError
 
-__all__ = ["Estimate", "Hypergradient", "SettingsError", "create", "names", "settings_schema"]
+__all__ = ["Estimate", "Hypergradient", "SettingsError", "create", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -28,17 +26,6 @@ def create(name: str, **settings: Any) -> Hypergradient:
     Raises SettingsError for an unknown method, an unknown, missing or mistyped setting, or a value out of range.
     """
     return _class(name).create(settings)
-
-
-def settings_schema(name: str) -> dict[str, Any]:
-    """JSON schema of a method's entry in config.yaml."""
-    schema = TypeAdapter(_class(name)).json_schema()
-    return {
-        "title": name,
-        "properties": {"method": {"const": name}, **schema["properties"]},
-        "required": ["method", *schema.get("required", [])],
-        "additionalProperties": False,
-    }
 
 
 def _class(name: str) -> type[Hypergradient]:

@@ -6,17 +6,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict
 from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch, Problem, map_batch
-from bilevel.settings import SettingsError, explain
+from bilevel.settings import Configurable
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 
@@ -36,20 +36,12 @@ class Estimate(NamedTuple):
     cost: Cost
 
 
-class Hypergradient(ABC):
+class Hypergradient(Configurable, ABC):
     """Advances the inner optimization over `batches` and estimates d L₂(w_T(λ), λ) / dλ.
 
     A method is a frozen pydantic dataclass: its fields are its settings. It implements `_estimate`, which sees tensors
     with a seed axis only.
     """
-
-    @classmethod
-    def create(cls, settings: dict[str, Any]) -> Self:
-        """The method with these settings; SettingsError where they do not fit."""
-        try:
-            return cls(**settings)
-        except ValidationError as error:
-            raise SettingsError(explain(error)) from None
 
     def __call__(
         self,

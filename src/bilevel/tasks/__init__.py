@@ -1,7 +1,7 @@
 """Tasks: each builds a bilevel problem, its starting points, batches and metrics from data and settings.
 
 A module or package here that defines `TASK` is a task. A package may bring its own versions of methods, in files named
-like them; see `bilevel.registry.method_module`.
+like them, and methods that make sense for it alone; see `bilevel.registry.method_module`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from bilevel.hypergradients import Hypergradient
-from bilevel.registry import method_module, method_names, task_names
-from bilevel.settings import SettingsError
+from pydantic import TypeAdapter
+
+from bilevel import hypergradients
+from bilevel.registry import method_module, task_names
+from bilevel.settings import Configurable, SettingsError
 from bilevel.tasks.base import Task
 
-__all__ = ["Task", "create_method", "task_class"]
+__all__ = ["Task", "create_method", "method_schema", "task_class"]
 
 
 def task_class(name: str) -> type[Task]:
@@ -25,12 +27,23 @@ def task_class(name: str) -> type[Task]:
     return found
 
 
-def create_method(task: str, name: str, settings: dict[str, Any]) -> Hypergradient:
+def create_method(task: str, name: str, settings: dict[str, Any]) -> Configurable:
     """The method as this task runs it; SettingsError for an unknown method or wrong settings."""
-    if name not in method_names():
-        raise SettingsError(f"method: unknown method {name!r}; there are {', '.join(method_names())}")
-    allowed = task_class(task).methods
-    if allowed is not None and name not in allowed:
-        raise SettingsError(f"method: {task} has no version of {name!r}; it has {', '.join(allowed)}")
-    method: type[Hypergradient] = import_module(method_module(task, name)).METHOD
+    allowed = task_class(task).methods or hypergradients.names()
+    if name not in allowed:
+        raise SettingsError(f"method: {task} has no method {name!r}; it has {', '.join(allowed)}")
+    method: type[Configurable] = import_module(method_module(task, name)).METHOD
     return method.create(settings)
+
+
+def method_schema(task: str | None, name: str) -> dict[str, Any]:
+    """JSON schema of a method's entry in config.yaml: of a hypergradient method, or of a task's own."""
+    module = f"bilevel.hypergradients.{name}" if task is None else method_module(task, name)
+    schema = TypeAdapter(import_module(module).METHOD).json_schema()
+    return {
+        "title": name,
+        "properties": {"method": {"const": name}, **schema.get("properties", {})},
+        "required": ["method", *schema.get("required", [])],
+        "additionalProperties": False,
+        **({"$defs": schema["$defs"]} if "$defs" in schema else {}),
+    }

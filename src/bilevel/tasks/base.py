@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +11,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bilevel.data import Dataset
+from bilevel.hypergradients import Hypergradient
 from bilevel.optimizers import Optimizer
 from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
+from bilevel.results import Histogram, Result
+from bilevel.runs import optimize
 from bilevel.settings import SettingsError, explain
 
 
@@ -24,27 +26,12 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of `quantity` among `group` in [left, right), for one seed."""
-
-    seed: int
-    quantity: str
-    group: str
-    left: float
-    right: float
-    count: int
-
-
 class Task(ABC):
     """An experiment for the seeds of one job. Everything with a seed axis follows the order of `seeds`."""
 
     settings_class: ClassVar[type[Settings]]
     methods: ClassVar[tuple[str, ...] | None] = None
-    """Names of the methods that make sense here; None: all."""
-    problem: Problem
-    optimizer: Optimizer
-    outer_steps: int
+    """Names of the methods that make sense here; None: all hypergradient methods."""
 
     @classmethod
     def read_settings(cls, settings: dict[str, Any]) -> Settings:
@@ -55,15 +42,35 @@ class Task(ABC):
             raise SettingsError(explain(error)) from None
 
     @classmethod
-    @abstractmethod
-    def check_data(cls, settings: Settings, name: str, counts: Mapping[str, int]) -> None:
-        """SettingsError where a data set with these numbers of images a split does not serve."""
+    def check_data(cls, settings: Settings, name: str | None, counts: Mapping[str, int]) -> None:
+        """SettingsError where the data set with these numbers of items a split does not serve.
+
+        A task that needs no data leaves this as it is.
+        """
+        if name is not None:
+            raise SettingsError(f"data: this task makes its own data and uses no data set, got {name!r}; leave it out")
 
     @abstractmethod
     def __init__(
-        self, study: str, settings: Settings, dataset: Dataset, seeds: Sequence[int], device: torch.device
+        self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
     ) -> None:
         """Prepare everything that does not depend on the method."""
+
+    @abstractmethod
+    def run(self, method: Any, name: str) -> Result:
+        """The whole experiment with one method; `name` is what progress is reported under."""
+
+
+class OuterLoop(Task):
+    """An experiment that optimizes hyperparameters: inner optimization and updates in turn, see `bilevel.runs`."""
+
+    problem: Problem
+    optimizer: Optimizer
+    outer_steps: int
+
+    def run(self, method: Hypergradient, name: str) -> Result:
+        """See `Task`."""
+        return optimize(self, method, name)
 
     @abstractmethod
     def start(self) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,9 @@ from bilevel.optimizers import Momentum
 from bilevel.outer import Adam
 from bilevel.problem import Batch
 from bilevel.randomness import generator
+from bilevel.results import Histogram
 from bilevel.settings import SettingsError
-from bilevel.tasks.base import Histogram, Settings, Task
+from bilevel.tasks.base import OuterLoop, Settings
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -103,17 +104,18 @@ def plain_loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
     return cross_entropy(convnet.forward(params, images), labels)
 
 
-class Cleaning(Task):
+class Cleaning(OuterLoop):
     """What both protocols share; a protocol says how data are split and what depends on the seed."""
 
     settings_class = CleaningSettings
     outer_set: ClassVar[Literal["validation_size", "test_size"]] = "validation_size"
 
     def __init__(
-        self, study: str, settings: Settings, dataset: Dataset, seeds: Sequence[int], device: torch.device
+        self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
     ) -> None:
         """Split, corrupt and normalize the data of every seed."""
         assert isinstance(settings, CleaningSettings)
+        assert dataset is not None
         self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
         self.outer_steps = settings.outer_steps
         self.optimizer = Momentum(
@@ -125,9 +127,11 @@ class Cleaning(Task):
         self.shares = [self._share(dataset, self.data_seed(seed)) for seed in self.seeds]
 
     @classmethod
-    def check_data(cls, settings: Settings, name: str, counts: Mapping[str, int]) -> None:
+    def check_data(cls, settings: Settings, name: str | None, counts: Mapping[str, int]) -> None:
         """SettingsError where the sets do not fit the data, or an outer batch the set that it is drawn from."""
         assert isinstance(settings, CleaningSettings)
+        if name is None:
+            raise SettingsError("data: a data set is needed")
         divided = counts["train" if "train" in counts else "all"]
         wanted = settings.train_size + settings.validation_size
         test = counts.get("test", divided - wanted)

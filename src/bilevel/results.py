@@ -1,0 +1,136 @@
+"""What a run leaves: its result, and the files that hold it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel.files import replacing
+
+SCALARS = ("study", "method", "seed", "status", "metric", "value")
+TRACE = ("study", "method", "seed", "step", "metric", "value")
+HISTOGRAMS = ("study", "method", "seed", "quantity", "group", "left", "right", "count")
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "bilevel")
+WHOLE_RUN = -1
+"""The step of a measurement that belongs to the run as a whole."""
+
+Metrics = Mapping[str, Tensor]
+"""Name of a metric -> its values, (S,)."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of `quantity` among `group` in [left, right), for one seed."""
+
+    seed: int
+    quantity: str
+    group: str
+    left: float
+    right: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    alive: False for a seed in which a NaN or an infinity appeared, (S,).
+    trace: metrics by step; what a step is, the task says (outer updates done, inner steps, …).
+    summary: metrics of the run as a whole.
+    measurements: what differs from one execution to the next (seconds, memory), by step, `WHOLE_RUN` for the run's own;
+        kept apart from the tables that are the same every time.
+    """
+
+    alive: Tensor
+    trace: Mapping[int, Metrics]
+    summary: Metrics
+    histograms: Sequence[Histogram] = ()
+    measurements: Mapping[int, Metrics] = field(default_factory=dict)
+
+
+def save(
+    result: Result, folder: Path, *, study: str, method: str, seeds: Sequence[int], record: dict[str, Any]
+) -> None:
+    """Write `scalars.csv`, `trace.csv`, `histograms.csv`, `measurements.csv` and, last, `record.json`.
+
+    Each appears whole or not at all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    status = ["ok" if good else "diverged" for good in result.alive.tolist()]
+    scalars = (
+        (study, method, seed, status[i], metric, _number(values[i]))
+        for i, seed in enumerate(seeds)
+        for metric, values in result.summary.items()
+    )
+    histograms = (
+        (study, method, *astuple(row)) for row in result.histograms if status[list(seeds).index(row.seed)] == "ok"
+    )
+    _write_csv(folder / "scalars.csv", SCALARS, scalars)
+    _write_csv(folder / "trace.csv", TRACE, _by_step(study, method, seeds, result.trace))
+    _write_csv(folder / "histograms.csv", HISTOGRAMS, histograms)
+    _write_csv(folder / "measurements.csv", TRACE, _by_step(study, method, seeds, result.measurements))
+    full = {
+        **record,
+        "study": study,
+        "method": method,
+        "seeds": list(seeds),
+        "status": dict(zip(map(str, seeds), status, strict=True)),
+    }
+    with replacing(folder / "record.json") as file:
+        file.write((json.dumps(full, indent=2, sort_keys=True) + "\n").encode())
+
+
+def surroundings(device: torch.device) -> dict[str, Any]:
+    """What a result may depend on besides its settings: versions, device, threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+        },
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _by_step(
+    study: str, method: str, seeds: Sequence[int], steps: Mapping[int, Metrics]
+) -> Iterator[tuple[str, str, int, int, str, str]]:
+    for i, seed in enumerate(seeds):
+        for step, metrics in steps.items():
+            for metric, values in metrics.items():
+                yield study, method, seed, step, metric, _number(values[i])
+
+
+def _number(value: Tensor) -> str:
+    number = value.item()
+    if number != number:
+        return ""
+    return str(int(number)) if float(number).is_integer() else repr(float(number))
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
