@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bilevel.claims import COLUMNS, LEVEL, Claim, ClaimsError, Count, Difference, evaluate, load, write
+from bilevel.claims import COLUMNS, LEVEL, Bound, Claim, ClaimsError, Count, Difference, evaluate, load, write
 from bilevel.errors import UserError
 from bilevel.statistics import holm, paired_difference, seeds_to_decide
 from bilevel.tables import TableError, csv_text
@@ -35,7 +35,7 @@ ENTRY: dict[str, Any] = {
 
 def claim(**changes: Any) -> Claim:
     entry = ENTRY | changes
-    return {"difference": Difference, "count": Count}[entry["kind"]].model_validate(entry)
+    return {"difference": Difference, "count": Count, "bound": Bound}[entry["kind"]].model_validate(entry)
 
 
 def table(runs: dict[str, Sequence[float]], study: str = "s", metric: str = "accuracy") -> pd.DataFrame:
@@ -85,8 +85,8 @@ def test_a_file_is_read_with_its_kinds(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"better": "up"}, "better: input should be 'higher' or 'lower', got 'up'"),
-        ({"kind": "ratio"}, "kind: should be difference or count, got 'ratio'"),
-        ({"kind": None}, "kind: should be difference or count, got None"),
+        ({"kind": "ratio"}, "kind: should be one of difference, count, bound, got 'ratio'"),
+        ({"kind": None}, "kind: should be one of difference, count, bound, got None"),
         ({"colour": "red"}, "colour: unknown key; allowed: id, deck, source, statement, .*kind"),
         ({"left": {"method": "new", "seed": 1}}, "left.seed: unknown key; allowed: method"),
         (
@@ -311,6 +311,26 @@ def test_without_a_test_there_is_no_decision(left: list[float], right: list[floa
     assert (row["verdict"], row["n"], row["note"]) == ("undecided", n, note)
     assert math.isnan(row["p_adjusted"])
     assert row["seeds_to_decide"] is pd.NA
+
+
+@pytest.mark.parametrize(
+    ("better", "limit", "verdict"),
+    [
+        ("lower", 3.0, "supported"),
+        ("lower", 0.5, "contradicted"),
+        ("lower", 2.0, "undecided"),
+        ("higher", 1.0, "supported"),
+        ("higher", 3.5, "contradicted"),
+    ],
+)
+def test_a_bound_holds_in_every_seed(better: str, limit: float, verdict: str) -> None:
+    entry = {key: value for key, value in ENTRY.items() if key != "right"}
+    stated = Bound.model_validate(entry | {"kind": "bound", "better": better, "limit": limit})
+    row = only(stated, table({"new": [1.0, 2.0, 3.0]}))
+    assert row["verdict"] == verdict
+    assert (row["n"], row["effect"]) == (3, pytest.approx(2.0 - limit))
+    assert row["published"] == f"{'at most' if better == 'lower' else 'at least'} {limit:g}"
+    assert only(stated, table({"old": [1.0]}))["verdict"] == "not run"
 
 
 @pytest.mark.parametrize("kind", ["difference", "count"])

@@ -87,7 +87,7 @@ class Published(_Strict):
 
 
 class Claim(_Strict):
-    """What every kind of claim states: left is better than right on a metric, in each of some studies.
+    """What every kind of claim states: something of the method `left` and a metric, in each of some studies.
 
     `source` is `deck` for what a slide says, and `project` for what was asked here in addition.
     """
@@ -99,9 +99,7 @@ class Claim(_Strict):
     metric: Text
     better: Literal["higher", "lower"]
     left: Side
-    right: Side
     studies: Annotated[list[Text], Field(min_length=1)]
-    published: Published | None = None
     note: str = ""
 
     @model_validator(mode="after")
@@ -110,30 +108,52 @@ class Claim(_Strict):
             raise ValueError(f"id should begin with its deck, {self.deck}-")
         if len(set(self.studies)) != len(self.studies):
             raise ValueError("studies should be different from one another")
+        _check_side("left", self.left, self.studies)
+        return self
+
+
+class Comparison(Claim):
+    """Left is better than right."""
+
+    right: Side
+    published: Published | None = None
+
+    @model_validator(mode="after")
+    def _two_sides(self) -> "Comparison":
         if self.source == "project" and self.published is not None:
             raise ValueError("published is for what a slide says; leave it out where source is project")
-        for name, side in (("left", self.left), ("right", self.right)):
-            if isinstance(side.method, dict) and set(side.method) != set(self.studies):
-                raise ValueError(f"{name}.method should name a method for each of: {', '.join(self.studies)}")
+        _check_side("right", self.right, self.studies)
         for study in self.studies:
             if self.left.in_study(study) == self.right.in_study(study):
                 raise ValueError(f"left and right are the same method in {study}")
         return self
 
 
-class Difference(Claim):
+def _check_side(name: str, side: Side, studies: list[str]) -> None:
+    if isinstance(side.method, dict) and set(side.method) != set(studies):
+        raise ValueError(f"{name}.method should name a method for each of: {', '.join(studies)}")
+
+
+class Difference(Comparison):
     """Left is better than right by a paired two-sided t-test over seeds."""
 
     kind: Literal["difference"]
 
 
-class Count(Claim):
+class Count(Comparison):
     """Left is not worse than right in any seed: for quantities without spread, such as products counted."""
 
     kind: Literal["count"]
 
 
-_KINDS: dict[str, type[Claim]] = {"difference": Difference, "count": Count}
+class Bound(Claim):
+    """Left is not worse than a fixed number in any seed: at most `limit` where lower is better, else at least."""
+
+    kind: Literal["bound"]
+    limit: float
+
+
+_KINDS: dict[str, type[Claim]] = {"difference": Difference, "count": Count, "bound": Bound}
 
 
 def load(path: Path) -> list[Claim]:
@@ -179,7 +199,8 @@ def evaluate(claims: Sequence[Claim], scalars: pd.DataFrame) -> pd.DataFrame:
     here in addition do not cost the deck's own claims their power.
 
     A `count` is *supported* where left is not worse than right in any seed, *contradicted* where it is worse
-    in every seed, otherwise *undecided*; it has no interval and no p.
+    in every seed, otherwise *undecided*; it has no interval and no p. A `bound` is a count against its `limit`, and
+    its `effect` the mean of left minus the limit.
 
     Where a study or a method has no runs, or the metric was not measured, the verdict is *not run*.
 
@@ -227,7 +248,7 @@ def _parse(entry: object) -> Claim | list[str]:
         return [f"should be a mapping with the keys {_allowed(Difference)}, got {entry!r}"]
     kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        return [f"kind: should be {' or '.join(_KINDS)}, got {kind!r}"]
+        return [f"kind: should be one of {', '.join(_KINDS)}, got {kind!r}"]
     try:
         return _KINDS[kind].model_validate(entry)
     except ValidationError as error:
@@ -315,23 +336,28 @@ def _index(scalars: pd.DataFrame) -> _Runs:
 
 def _case(claim: Claim, study: str, runs: _Runs) -> _Case:
     nothing = np.empty(0)
-    names = [claim.left.in_study(study), claim.right.in_study(study)]
+    names = [side.in_study(study) for side in _sides(claim)]
     absent = _absent(claim.metric, study, names, runs)
     if absent:
         return _Case(claim, study, nothing, nothing, ran=False, remark=absent)
-    left, right = (runs[study][name] for name in names)
-    pairs: list[tuple[float, float]] = []
+    sides = [runs[study][name] for name in names]
+    pairs: list[list[float]] = []
     left_out: list[str] = []
-    for seed in sorted({*left.status, *right.status}):
-        lacks = [(names[0], left.lacks(seed, claim.metric)), (names[1], right.lacks(seed, claim.metric))]
+    for seed in sorted({seed for side in sides for seed in side.status}):
+        lacks = [(name, side.lacks(seed, claim.metric)) for name, side in zip(names, sides, strict=True)]
         reasons = [f"{name} {why}" for name, why in lacks if why]
         if reasons:
             left_out.append(f"{seed} ({', '.join(reasons)})")
         else:
-            pairs.append((left.values[claim.metric][seed], right.values[claim.metric][seed]))
+            pairs.append([side.values[claim.metric][seed] for side in sides])
     remark = f"Seeds left out: {', '.join(left_out)}." if left_out else ""
-    values = np.array(pairs, dtype=np.float64).reshape(-1, 2)
-    return _Case(claim, study, values[:, 0], values[:, 1], ran=True, remark=remark)
+    values = np.array(pairs, dtype=np.float64).reshape(-1, len(sides))
+    right = np.full(len(values), claim.limit) if isinstance(claim, Bound) else values[:, 1]
+    return _Case(claim, study, values[:, 0], right, ran=True, remark=remark)
+
+
+def _sides(claim: Claim) -> list[Side]:
+    return [claim.left, claim.right] if isinstance(claim, Comparison) else [claim.left]
 
 
 def _absent(metric: str, study: str, methods: Iterable[str], runs: _Runs) -> str:
@@ -372,7 +398,7 @@ def _row(case: _Case, test: _Test) -> dict[str, Any]:
         "statement": claim.statement,
         "metric": claim.metric,
         "better": claim.better,
-        "published": str(claim.published or ""),
+        "published": _published(claim),
         "effect": paired.effect,
         "n": paired.n,
         "verdict": verdict,
@@ -382,6 +408,12 @@ def _row(case: _Case, test: _Test) -> dict[str, Any]:
     if isinstance(claim, Difference):
         row |= {"low": paired.low, "high": paired.high, "p": paired.p, "p_adjusted": test.p_adjusted}
     return row
+
+
+def _published(claim: Claim) -> str:
+    if isinstance(claim, Bound):
+        return f"{'at most' if claim.better == 'lower' else 'at least'} {claim.limit:g}"
+    return str(claim.published or "") if isinstance(claim, Comparison) else ""
 
 
 def _judge(case: _Case, test: _Test) -> tuple[Verdict, int | None, str]:

@@ -6,7 +6,13 @@ rule report:
         decks="report/decks.yaml",
         tables=expand(
             "results/tables/{name}",
-            name=["cells.csv", "claims.csv", "timing.csv", "provenance.json"],
+            name=[
+                "cells.csv",
+                "measured.csv",
+                "claims.csv",
+                "timing.csv",
+                "provenance.json",
+            ],
         ),
         figures=[
             f"results/figures/{deck}/{figure}.svg"

@@ -19,8 +19,8 @@ def render(tables: Path, figures: Path, decks_file: Path, output: Path) -> None:
     """Write the report.
 
     Args:
-        tables: directory with `cells.csv`, `claims.csv`, `timing.csv` and `provenance.json`. What is not there is
-            a gap that the page names.
+        tables: directory with `cells.csv`, `measured.csv`, `claims.csv`, `timing.csv` and `provenance.json`.
+            What is not there is a gap that the page names.
         figures: directory with `<deck>/<figure>.svg`; likewise.
         decks_file: `report/decks.yaml`.
         output: HTML file; it appears whole or not at all. The same inputs give the same bytes.

@@ -63,7 +63,11 @@ class Source:
     def read(cls, tables: Path, figures: Path) -> Self:
         """Read whatever is there."""
         paths = [tables / name for name in ("cells.csv", "claims.csv", "timing.csv", "provenance.json")]
-        cells = {(row["study"], row["method"], row["metric"]): _cell(row, paths[0]) for row in _rows(paths[0], CELLS)}
+        cells = {
+            (row["study"], row["method"], row["metric"]): _cell(row, path)
+            for path in (paths[0], tables / "measured.csv")
+            for row in _rows(path, CELLS)
+        }
         absent = tuple(path.name for path in paths if not path.exists())
         return cls(cells, _rows(paths[1], CLAIMS), _rows(paths[2], TIMING), _json(paths[3]), figures, absent)
 
