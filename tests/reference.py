@@ -65,9 +65,12 @@ class Reference:
 
     def step(self, t: int, state: Tensor, hyper: Tensor) -> Tensor:
         """s_t from s_{t−1}, as the optimizer's class defines it."""
+        gradient = torch.func.grad(self.case.whole_inner_loss)(state[: self.size], hyper, self.case.batches[t - 1])
+        return self.update(t, state, gradient, hyper)
+
+    def update(self, t: int, state: Tensor, gradient: Tensor, hyper: Tensor) -> Tensor:
+        """The optimizer's part of a step."""
         slots = state.view(-1, self.size)
-        w, batch, loss = slots[0], self.case.batches[t - 1], self.case.whole_inner_loss
-        gradient = torch.func.grad(loss)(w, hyper, batch)
         found = STEPS[type(self.optimizer)](self.optimizer, t, slots, gradient, hyper)
         if len(found) < len(slots):  # the count of steps
             found.append(slots[-1] + torch.eye(1, self.size, dtype=state.dtype)[0])
@@ -110,6 +113,12 @@ class Reference:
             lambda h: self.case.problem.outer_loss(w, h, self.case.outer_batch) + 0 * h.sum(), self.case.hyper
         )
 
+    def inner_matrices(self, t: int) -> tuple[Tensor, Tensor]:
+        """∂²L₁/∂w∂w (P, P) and ∂²L₁/∂w∂λ (P, H) at w_t on the batch of step t."""
+        at = self.states[t][: self.size], self.case.hyper, self.case.batches[t - 1]
+        by_params = torch.func.grad(self.case.whole_inner_loss)
+        return torch.func.jacrev(by_params)(*at), torch.func.jacrev(by_params, argnums=1)(*at)
+
     @property
     def steps(self) -> int:
         return len(self.case.batches)
@@ -127,6 +136,10 @@ def unrolled(ref: Reference) -> Tensor:
     return jacobian(ref.outer, ref.case.hyper)
 
 
+def checkpointed(ref: Reference, **_: Any) -> Tensor:
+    return unrolled(ref)
+
+
 def truncated(ref: Reference, steps: int = 1) -> Tensor:
     return reverse(ref, max(1, ref.steps - steps + 1), lambda t: None)
 
@@ -136,7 +149,9 @@ def drmad(ref: Reference) -> Tensor:
     return reverse(ref, 1, lambda t: (1 - (t - 1) / steps) * first + (t - 1) / steps * last)
 
 
-def neumann(ref: Reference, terms: int, last_steps: int = 1) -> Tensor:
+def neumann(ref: Reference, terms: int, last_steps: int = 1, step_size: float | None = None) -> Tensor:
+    if step_size is not None:
+        return neumann_of_descent(ref, terms, last_steps, step_size)
     count = min(last_steps, ref.steps)
     total = torch.zeros_like(ref.case.hyper)
     for t in range(ref.steps - count + 1, ref.steps + 1):
@@ -145,6 +160,113 @@ def neumann(ref: Reference, terms: int, last_steps: int = 1) -> Tensor:
             powers.append(powers[-1] @ ref.a(t))
         total = total + sum(powers) @ ref.b(t)
     return ref.direct() + (total / count if count else 0)
+
+
+def neumann_of_descent(ref: Reference, terms: int, last_steps: int, step_size: float) -> Tensor:
+    total = torch.zeros_like(ref.case.hyper)
+    kept = range(max(1, ref.steps - last_steps + 1), ref.steps + 1)
+    for t in kept:
+        hessian, mixed = ref.inner_matrices(t)
+        shrink = torch.eye(ref.size, dtype=hessian.dtype) - step_size * hessian
+        series = sum(torch.linalg.matrix_power(shrink, j) for j in range(terms + 1))
+        total = total - step_size * ref.outer_by_state(t)[: ref.size] @ series @ mixed
+    return ref.direct() + total / max(1, len(kept))
+
+
+def forward(ref: Reference) -> Tensor:
+    columns = torch.zeros(ref.states[0].numel(), ref.case.hyper.numel(), dtype=ref.case.hyper.dtype)
+    for t in range(1, ref.steps + 1):
+        columns = ref.a(t) @ columns + ref.b(t)
+    return ref.direct() + ref.outer_by_state(ref.steps) @ columns
+
+
+def central_difference(ref: Reference, epsilon: float) -> Tensor:
+    units = epsilon * torch.eye(ref.case.hyper.numel(), dtype=ref.case.hyper.dtype)
+    differences = [ref.outer(ref.case.hyper + unit) - ref.outer(ref.case.hyper - unit) for unit in units]
+    return torch.stack(differences) / (2 * epsilon) if ref.steps else ref.direct()
+
+
+def complex_step(ref: Reference) -> Tensor:
+    return unrolled(ref)
+
+
+def darts(ref: Reference, epsilon: float) -> Tensor:
+    if not ref.steps:
+        return ref.direct()
+    before, hyper, batch = ref.states[-2], ref.case.hyper, ref.case.batches[-1]
+    w = before[: ref.size]
+    gradient = torch.func.grad(ref.case.whole_inner_loss)(w, hyper, batch)
+    by_state = ref.outer_by_state(ref.steps)
+    vector = by_state @ jacobian(lambda g: ref.update(ref.steps, before, g, hyper), gradient)
+    settings = by_state @ jacobian(lambda h: ref.update(ref.steps, before, gradient, h) + 0 * h.sum(), hyper)
+    shift = epsilon * vector / vector.norm()
+    above, below = (torch.func.grad(ref.case.whole_inner_loss, 1)(at, hyper, batch) for at in (w + shift, w - shift))
+    return ref.direct() + settings + (above - below) * vector.norm() / (2 * epsilon)
+
+
+def implicit(ref: Reference, inverse: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """∂L₂/∂λ − inverse(H, ∂L₂/∂w) M at w_T on the last batch."""
+    if not ref.steps:
+        return ref.direct()
+    hessian, mixed = ref.inner_matrices(ref.steps)
+    return ref.direct() - inverse(hessian, ref.outer_by_state(ref.steps)[: ref.size]) @ mixed
+
+
+def conjugate_gradient(ref: Reference, iterations: int, tolerance: float, damping: float) -> Tensor:
+    assert tolerance == 0
+
+    def inverse(hessian: Tensor, right: Tensor) -> Tensor:
+        # the iterate of k steps is the solution within the Krylov space of dimension k
+        matrix = hessian + damping * torch.eye(len(hessian), dtype=hessian.dtype)
+        assert torch.linalg.eigvalsh(matrix).min() > 0  # otherwise the method stops early
+        vectors = [right / right.norm()]
+        for _ in range(iterations - 1):
+            following = matrix @ vectors[-1]
+            for _ in range(2):  # orthogonalized twice, against rounding
+                for vector in vectors:
+                    following = following - (vector @ following) * vector
+            vectors.append(following / following.norm())
+        basis = torch.stack(vectors, dim=1)
+        return basis @ torch.linalg.solve(basis.T @ matrix @ basis, basis.T @ right)
+
+    return implicit(ref, inverse)
+
+
+def nystrom(ref: Reference, rank: int, damping: float, seed: int = 0) -> Tensor:
+    def inverse(hessian: Tensor, right: Tensor) -> Tensor:
+        chosen = torch.randperm(ref.size, generator=torch.Generator().manual_seed(seed))[:rank]
+        block = hessian[:, chosen]
+        approximate = block @ torch.linalg.pinv(block[chosen], hermitian=True, rtol=1e-9) @ block.T
+        return torch.linalg.solve(approximate + damping * torch.eye(ref.size, dtype=hessian.dtype), right)
+
+    return implicit(ref, inverse)
+
+
+def hyperdistill(ref: Reference, gamma: float, theta: float) -> Tensor:
+    if not ref.steps:
+        return ref.direct()
+    direction = distilled_direction(ref, ref.steps, gamma)
+    scale = theta * direction.norm() * sum(gamma**j for j in range(ref.steps))
+    return ref.direct() + scale * direction / direction.norm()
+
+
+def distilled_direction(ref: Reference, horizon: int, gamma: float) -> Tensor:
+    """∂L₂/∂w_T · ∂s_T/∂λ at the average of the parameters before the last `horizon` steps."""
+    weights = [gamma ** (horizon - 1 - i) for i in range(horizon)]
+    params = [state[: ref.size] for state in ref.states[ref.steps - horizon : ref.steps]]
+    average = sum(weight * w for weight, w in zip(weights, params, strict=True)) / sum(weights)
+    point = torch.cat([average, ref.states[-2][ref.size :]])
+    return ref.outer_by_state(ref.steps) @ ref.b(ref.steps, point)
+
+
+def fitted_theta(ref: Reference, gamma: float) -> Tensor:
+    xs, ys = [], []
+    for horizon in range(1, ref.steps + 1):
+        direction = distilled_direction(ref, horizon, gamma)
+        second_order = truncated(ref, horizon) - ref.direct()
+        xs.append(direction.norm() * sum(gamma**j for j in range(horizon)))
+        ys.append(second_order @ direction / direction.norm())
+    return torch.linalg.lstsq(torch.stack(xs)[:, None], torch.stack(ys)[:, None]).solution.squeeze()
 
 
 def aggregated(ref: Reference, gamma: float) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
+from analytic import analytic
 from cases import CASES, OPTIMIZERS, SEEDS, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from bilevel.hypergradients import SettingsError
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),
     ("unrolled", {}),
+    ("checkpointed", {"snapshots": 2}),
+    ("checkpointed", {"schedule": "tree"}),
     ("truncated", {"steps": 1}),
     ("truncated", {"steps": 3}),
     ("truncated", {"steps": 99}),
@@ -25,11 +28,32 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("neumann", {"terms": 0, "last_steps": 1}),
     ("neumann", {"terms": 4, "last_steps": 3}),
     ("neumann", {"terms": 2, "last_steps": 99}),
+    ("neumann", {"terms": 3, "last_steps": 2, "step_size": 0.2}),
     ("aggregated", {"gamma": 0.0}),
     ("aggregated", {"gamma": 0.9}),
     ("aggregated", {"gamma": 1.0}),
+    ("forward", {}),
+    ("central_difference", {"epsilon": 1e-5}),
+    ("complex_step", {}),
+    ("darts", {"epsilon": 0.01}),
+    ("conjugate_gradient", {"iterations": 3, "tolerance": 0.0, "damping": 4.0}),
+    ("nystrom", {"rank": 3, "damping": 0.5}),
+    ("nystrom", {"rank": 5, "damping": 2.0, "seed": 7}),
+    ("hyperdistill", {"gamma": 0.0, "theta": 1.0}),
+    ("hyperdistill", {"gamma": 0.9, "theta": 0.7}),
+    ("hyperdistill", {"gamma": 1.0, "theta": -2.0}),
 ]
-EXACT = [("unrolled", {}), ("truncated", {"steps": 99})]
+EXACT = [("unrolled", {}), ("checkpointed", {}), ("truncated", {"steps": 99}), ("forward", {})]
+# these see nothing of the optimizer but the states it passes through
+OUTSIDE = {"none", "central_difference", "conjugate_gradient", "nystrom"}
+COMBINATIONS = [
+    (method, optimizer)
+    for method in METHODS
+    for optimizer in OPTIMIZERS
+    if method[0] not in OUTSIDE or optimizer in ("sgd", "momentum_decay", "adam_learned")
+]
+# the difference of two numbers near 1, over 2e-5
+TOLERANCES = {"central_difference": {"rtol": 1e-6, "atol": 1e-9}}
 STEPS = 5
 
 
@@ -45,25 +69,28 @@ def reference_of(make: Any, optimizer: str, seed: int) -> reference.Reference:
 
 
 def estimate(method: tuple[str, dict[str, Any]], optimizer: Any, case: Case) -> bilevel.hypergradients.Estimate:
+    if method[0] == "complex_step":
+        case = analytic(case)
     return bilevel.hypergradients.create(method[0], **method[1])(
         case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
     )
 
 
 def test_every_method_is_tested() -> None:
-    assert {name for name, _ in METHODS} == set(bilevel.hypergradients.names())
+    elsewhere = {"reversible"}  # in test_reversible.py: its resolution, and the optimizers that it takes
+    assert {name for name, _ in METHODS} | elsewhere == set(bilevel.hypergradients.names())
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("make", CASES, ids=label)
-@pytest.mark.parametrize("method", METHODS, ids=label)
+@pytest.mark.parametrize(("method", "optimizer"), COMBINATIONS, ids=label)
 def test_definition(method: tuple[str, dict[str, Any]], make: Any, optimizer: str) -> None:
     case = make(STEPS)
     result = estimate(method, OPTIMIZERS[optimizer], case)
     for seed in range(SEEDS):
         ref = reference_of(make, optimizer, seed)
         expected = getattr(reference, method[0])(ref, **method[1])
-        torch.testing.assert_close(result.hypergradient[seed], expected, rtol=1e-9, atol=1e-12)
+        tolerance = TOLERANCES.get(method[0], {"rtol": 1e-9, "atol": 1e-12})
+        torch.testing.assert_close(result.hypergradient[seed], expected, **tolerance)
         torch.testing.assert_close(result.state[seed].flatten(), ref.states[-1], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(result.outer_loss[seed], ref.outer(ref.case.hyper), rtol=1e-12, atol=0)
 
@@ -76,7 +103,8 @@ def test_no_step_and_one_step(method: tuple[str, dict[str, Any]], make: Any, ste
     ref = reference.Reference(case, OPTIMIZERS["momentum_decay"])
     result = estimate(method, OPTIMIZERS["momentum_decay"], case)
     expected = getattr(reference, method[0])(ref, **method[1])
-    torch.testing.assert_close(result.hypergradient, expected, rtol=1e-9, atol=1e-12)
+    tolerance = TOLERANCES.get(method[0], {"rtol": 1e-9, "atol": 1e-12})
+    torch.testing.assert_close(result.hypergradient, expected, **tolerance)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -103,7 +131,9 @@ def test_a_seed_gives_the_same_alone_as_in_company(method: Any, make: Any) -> No
     together = estimate(method, optimizer, case)
     for seed in range(SEEDS):
         alone = estimate(method, optimizer, case.seed(seed))
-        torch.testing.assert_close(together.hypergradient[seed], alone.hypergradient, rtol=1e-12, atol=1e-14)
+        # a difference over 2e-5 magnifies the rounding in which the two may differ
+        tolerance = TOLERANCES.get(method[0], {"rtol": 1e-12, "atol": 1e-14})
+        torch.testing.assert_close(together.hypergradient[seed], alone.hypergradient, **tolerance)
         torch.testing.assert_close(together.state[seed], alone.state, rtol=1e-12, atol=1e-14)
         assert alone.hypergradient.shape == case.hyper.shape[1:]
         assert alone.outer_loss.shape == ()
@@ -115,8 +145,9 @@ def test_inputs_are_left_as_they_were(make: Any) -> None:
     state = optimizer.init(case.params)
     before = state.clone(), case.hyper.clone()
     for name, chosen in METHODS:
+        problem = (analytic(case) if name == "complex_step" else case).problem
         bilevel.hypergradients.create(name, **chosen)(
-            case.problem, optimizer, state, case.hyper, case.batches, case.outer_batch
+            problem, optimizer, state, case.hyper, case.batches, case.outer_batch
         )
         assert torch.equal(state, before[0])
         assert torch.equal(case.hyper, before[1])

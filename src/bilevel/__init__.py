@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bilevel.parameters import Layout as Layout
     from bilevel.parameters import functional as functional
     from bilevel.problem import Problem as Problem
+    from bilevel.tracing import traced as traced
 
 __version__ = "0.1.0"
 
@@ -30,9 +31,10 @@ _LAZY = {
     "hypergradients": "bilevel.hypergradients",
     "optimizers": "bilevel.optimizers",
     "penalties": "bilevel.penalties",
+    "traced": "bilevel.tracing",
 }
 
-__all__ = ["Cost", "Layout", "Problem", "functional", "hypergradients", "optimizers", "penalties"]
+__all__ = ["Cost", "Layout", "Problem", "functional", "hypergradients", "optimizers", "penalties", "traced"]
 
 
 def __getattr__(name: str) -> Any:

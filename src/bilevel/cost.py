@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Cost:
     """Work of one or more estimates, per seed.
 
-    gradients: gradients of the inner or the outer loss with respect to the parameters.
+    gradients: gradients of the inner or the outer loss, with respect to the parameters or the hyperparameters.
+    losses: evaluations of the inner loss alone (trials of a line search).
     hessian_products: products of a vector with ∂²L₁/∂w∂w.
     mixed_products: products of a vector with ∂²L₁/∂λ∂w.
     peak_states: most inner states held at once for the sake of the estimate (the current one not counted).
@@ -18,6 +19,7 @@ class Cost:
     """
 
     gradients: int = 0
+    losses: int = 0
     hessian_products: int = 0
     mixed_products: int = 0
     peak_states: int = 0
@@ -37,6 +39,7 @@ class Cost:
         """Work of both, one after the other: counts add up, the peak is the larger one."""
         return Cost(
             gradients=self.gradients + other.gradients,
+            losses=self.losses + other.losses,
             hessian_products=self.hessian_products + other.hessian_products,
             mixed_products=self.mixed_products + other.mixed_products,
             peak_states=max(self.peak_states, other.peak_states),

@@ -18,7 +18,10 @@ class Penalty(ABC):
 
 
 class FixedPenalty(ABC):
-    """R(·, λ) at fixed λ. All shapes carry the seed axis: params and vectors (S, P)."""
+    """R(·, λ) at fixed λ. All shapes carry the seed axis: params and vectors (S, P).
+
+    What is multiplied by ∂²R/∂w∂w or, forwards, by ∂²R/∂w∂λ may be a stack of directions with further leading axes.
+    """
 
     @abstractmethod
     def value(self, params: Tensor) -> Tensor:
@@ -28,6 +31,10 @@ class FixedPenalty(ABC):
     def plus_gradient(self, gradient: Tensor, params: Tensor) -> Tensor:
         """gradient + ∂R/∂w, a new tensor (S, P)."""
 
+    def add_gradient(self, params: Tensor, to: Tensor) -> None:
+        """to += ∂R/∂w, (S, P)."""
+        to.copy_(self.plus_gradient(to, params))
+
     @abstractmethod
     def add_hessian_product(self, params: Tensor, vector: Tensor, to: Tensor) -> None:
         """to += ∂²R/∂w∂w · v, (S, P)."""
@@ -35,6 +42,10 @@ class FixedPenalty(ABC):
     @abstractmethod
     def add_mixed_product(self, params: Tensor, vector: Tensor, to: Tensor) -> None:
         """to += ∂²R/∂λ∂w · v, (S, H)."""
+
+    @abstractmethod
+    def add_mixed_tangent(self, params: Tensor, direction: Tensor, to: Tensor) -> None:
+        """to += ∂²R/∂w∂λ · λ̇, (..., S, P), for directions λ̇ (..., S, H)."""
 
 
 class L2(Penalty):
@@ -81,6 +92,10 @@ class FixedL2(FixedPenalty):
         """gradient + exp(λ_k(i)) wᵢ."""
         return torch.addcmul(gradient, self._fitting(params), params)
 
+    def add_gradient(self, params: Tensor, to: Tensor) -> None:
+        """to += exp(λ_k(i)) wᵢ."""
+        to.addcmul_(self._fitting(params), params)
+
     def add_hessian_product(self, params: Tensor, vector: Tensor, to: Tensor) -> None:
         """to += exp(λ_k(i)) vᵢ."""
         to.addcmul_(self._fitting(params), vector)
@@ -93,6 +108,14 @@ class FixedL2(FixedPenalty):
             return
         parts = torch.split(penalized * vector, self._sizes, dim=-1)
         to.narrow(-1, self._start, len(parts)).add_(torch.stack([part.sum(-1) for part in parts], dim=-1))
+
+    def add_mixed_tangent(self, params: Tensor, direction: Tensor, to: Tensor) -> None:
+        """to_i += exp(λ_k(i)) wᵢ λ̇_k(i)."""
+        count = params.shape[-1] if self._sizes is None else len(self._sizes)
+        spread = direction.narrow(-1, self._start, count)
+        if self._sizes is not None:
+            spread = spread.repeat_interleave(torch.tensor(self._sizes, device=spread.device), dim=-1)
+        to.addcmul_(self._fitting(params) * params, spread)
 
     def _fitting(self, params: Tensor) -> Tensor:
         if self.coefficients.shape[-1] != params.shape[-1]:

@@ -23,11 +23,16 @@ class Problem:
     outer_loss: L₂(w, λ; batch), what the hyperparameters are to lower.
     inner_penalty: a further term of L₁ whose derivatives are known in closed form, such as
         `bilevel.penalties.L2`; cheaper than the same term written into `inner_loss`.
+    inner_outputs, inner_output_loss: `inner_loss` in two parts, for methods that use the Gauss-Newton matrix: the
+        model, `(params (P,), hyper (H,), batch) -> outputs`, a tensor, and what is made of its outputs,
+        `(outputs, hyper (H,), batch) -> scalar`.
     """
 
     inner_loss: Loss
     outer_loss: Loss
     inner_penalty: Penalty | None = None
+    inner_outputs: Loss | None = None
+    inner_output_loss: Loss | None = None
 
 
 def lift(loss: Loss, seeds: int) -> Loss:
@@ -36,13 +41,19 @@ def lift(loss: Loss, seeds: int) -> Loss:
     For S > 1: (S, P), (S, H), batch with leading axis S -> (S,). For one seed, which vmap would only slow down:
     (P,), (H,), batch with a leading axis of length 1 -> scalar.
     """
+    lifted, shape = lift_function(loss, seeds), (() if seeds == 1 else (seeds,))
+    return lambda params, hyper, batch: _checked(lifted(params, hyper, batch), shape)
+
+
+def lift_function(function: Loss, seeds: int) -> Loss:
+    """As `lift`, for a function that returns a tensor of any shape; for S > 1 with a leading axis S."""
 
     def single(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
-        return _checked(loss(params, hyper, map_batch(_first, batch)), ())
+        return function(params, hyper, map_batch(_first, batch))
 
     def several(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
-        mapped = torch.func.vmap(loss, in_dims=(0, 0, map_batch(lambda _: 0, batch)))
-        return _checked(mapped(params, hyper, batch), (seeds,))
+        mapped = torch.func.vmap(function, in_dims=(0, 0, map_batch(lambda _: 0, batch)))
+        return mapped(params, hyper, batch)
 
     return single if seeds == 1 else several
 

@@ -41,8 +41,8 @@ class Aggregated(Hypergradient):
     ) -> Estimate:
         total = torch.zeros_like(derivatives.hyper)
         state = state.clone()
-        for batch in batches:
-            step = optimizer.linearize(derivatives, state.clone(), batch)
+        for index in range(len(batches)):
+            step = optimizer.linearize(derivatives, state.clone(), batches[index])
             step.advance_(state)
             outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
             cotangent = cotangent_of(optimizer, state, outer.params)

@@ -56,7 +56,7 @@ class Hypergradient(Configurable, ABC):
 
         state: (S, slots, P) or (slots, P); hyper: (S, H) or (H,) alike; every tensor of a batch has the leading axis S
         exactly if these have. `batches` is any sequence; its items may be made when asked for, but must be the same
-        each time (exact methods look at them twice).
+        each time (exact methods look at them several times).
 
         Raises ValueError where shapes do not fit together.
         """

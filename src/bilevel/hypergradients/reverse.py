@@ -2,47 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives, OuterGradient
 from bilevel.hypergradients.base import cotangent_of
-from bilevel.optimizers import Optimizer
+from bilevel.hypergradients.tape import DiskTape
+from bilevel.optimizers import GradientOptimizer, LinearStep, Optimizer
 from bilevel.problem import Batch
+from bilevel.tracing import leaves_of
+
+KEPT_BYTES = 2**26
+"""What steps may keep for their products if that is more than the tape itself."""
+
+
+class Trajectory(NamedTuple):
+    """What training leaves for the sweep back.
+
+    tape: the leading slots of the state before each step, (T, S, tape_slots, P).
+    steps: the steps already linearized, by index; the others are linearized anew.
+    """
+
+    tape: Tensor
+    steps: dict[int, LinearStep]
 
 
 def train(
     derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batches: Sequence[Batch]
-) -> tuple[Tensor, Tensor]:
-    """Inner steps over all batches; returns the last state and the tape: (T, S, tape_slots, P), before each step."""
-    state = state.clone()
-    taped = state.narrow(-2, 0, optimizer.tape_slots)
+) -> tuple[Tensor, Trajectory]:
+    """Inner steps over all batches; returns the last state and what the sweep back needs."""
+    taped = taped_part(optimizer, state)
     tape = taped.new_empty(len(batches), *taped.shape)
-    for index, batch in enumerate(batches):
-        tape[index] = taped
-        optimizer.advance_(derivatives, state, batch)
     derivatives.cost.hold(len(batches))
-    return state, tape
+    if not _keeps_steps(derivatives, optimizer, tape, batches):
+        return train_on(tape, derivatives, optimizer, state, batches), Trajectory(tape, {})
+    state, steps = state.clone(), {}
+    taped = taped_part(optimizer, state)
+    for index in range(len(batches)):
+        tape[index] = taped
+        steps[index] = optimizer.linearize(derivatives, tape[index], batches[index])
+        steps[index].advance_(state)
+        steps[index].settle()
+    return state, Trajectory(tape, steps)
+
+
+def _keeps_steps(derivatives: Derivatives, optimizer: Optimizer, tape: Tensor, batches: Sequence[Batch]) -> bool:
+    """Whether to keep every step linearized: it must hold no graph, and little besides the tape."""
+    if len(batches) == 0 or not isinstance(optimizer, GradientOptimizer):
+        return False
+    params = optimizer.params(tape[0])
+    bytes_a_step = derivatives.kept_bytes(params, batches[0])
+    if bytes_a_step is None:
+        return False
+    if optimizer.adjoint_reads_gradient:
+        bytes_a_step += params.nbytes
+    first, second = (leaves_of(batches[index]) for index in (0, min(1, len(batches) - 1)))
+    if len(batches) > 1 and [leaf.data_ptr() for leaf in first] != [leaf.data_ptr() for leaf in second]:
+        bytes_a_step += sum(leaf.nbytes for leaf in first)  # a step holds its batch, which may be made when asked for
+    return bytes_a_step * len(batches) <= max(tape.nbytes, KEPT_BYTES)
+
+
+def train_on(
+    tape: Tensor | DiskTape, derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batches: Sequence[Batch]
+) -> Tensor:
+    """`train` on a tape of the caller; returns the last state."""
+    state = state.clone()
+    taped = taped_part(optimizer, state)
+    for index in range(len(batches)):
+        tape[index] = taped
+        optimizer.advance_(derivatives, state, batches[index])
+    return state
+
+
+def taped_part(optimizer: Optimizer, state: Tensor) -> Tensor:
+    """What a tape keeps of a state: (S, tape_slots, P), a view."""
+    return state.narrow(-2, 0, optimizer.tape_slots)
 
 
 def reverse_sweep(
     derivatives: Derivatives,
     optimizer: Optimizer,
     state: Tensor,
-    tape: Sequence[Tensor] | Tensor,
+    tape: Sequence[Tensor] | Tensor | DiskTape,
     batches: Sequence[Batch],
     outer: OuterGradient,
+    steps: Mapping[int, LinearStep] = MappingProxyType({}),
 ) -> Tensor:
     """∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T over the steps in `batches`, last to first.
 
-    tape[t]: the leading slots of the state (S, tape_slots or more, P) at which the Jacobians of step t are taken.
+    tape[t]: the leading slots of the state (S, tape_slots or more, P) at which the Jacobians of step t are taken; one
+        at a time is looked at. steps: those of them that are linearized already.
     Returns (S, H).
     """
     hypergradient = outer.hyper.clone()
     cotangent = cotangent_of(optimizer, state, outer.params)
     for index in reversed(range(len(batches))):
-        step = optimizer.linearize(derivatives, tape[index], batches[index])
+        step = steps[index] if index in steps else optimizer.linearize(derivatives, tape[index], batches[index])
         # nothing comes before the first step: its A is not needed
         step.pull_back_(cotangent, hypergradient, to_state=index > 0)
+        del step  # one graph at a time
     return hypergradient

@@ -41,9 +41,9 @@ class Truncated(Hypergradient):
         if kept == 1:
             return _last_step(derivatives, optimizer, state, batches[len(batches) - 1], outer_batch)
         last = [batches[index] for index in range(len(batches) - kept, len(batches))]
-        state, trajectory = train(derivatives, optimizer, state, last)
+        state, (tape, steps) = train(derivatives, optimizer, state, last)
         outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-        hypergradient = reverse_sweep(derivatives, optimizer, state, trajectory, last, outer)
+        hypergradient = reverse_sweep(derivatives, optimizer, state, tape, last, outer, steps)
         return Estimate(state, hypergradient, outer.loss, derivatives.cost)
 
 

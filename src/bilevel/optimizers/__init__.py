@@ -2,8 +2,29 @@
 
 from bilevel.optimizers.adam import Adam
 from bilevel.optimizers.base import GradientOptimizer, LinearStep, Optimizer
+from bilevel.optimizers.descent import Descent, GradientDescent
+from bilevel.optimizers.lbfgs import LBFGS
 from bilevel.optimizers.learned import Learned
+from bilevel.optimizers.line_search import Armijo, Exact, Fixed, StepSize, StrongWolfe
 from bilevel.optimizers.momentum import Momentum
 from bilevel.optimizers.sgd import SGD
+from bilevel.optimizers.stopping import Until
 
-__all__ = ["SGD", "Adam", "GradientOptimizer", "Learned", "LinearStep", "Momentum", "Optimizer"]
+__all__ = [
+    "LBFGS",
+    "SGD",
+    "Adam",
+    "Armijo",
+    "Descent",
+    "Exact",
+    "Fixed",
+    "GradientDescent",
+    "GradientOptimizer",
+    "Learned",
+    "LinearStep",
+    "Momentum",
+    "Optimizer",
+    "StepSize",
+    "StrongWolfe",
+    "Until",
+]

@@ -29,6 +29,9 @@ class LinearStep(ABC):
         to_state: False where the one with A_t is not; `cotangent` is then left without meaning.
         """
 
+    def settle(self) -> None:  # noqa: B027  # there need not be anything
+        """Let go of what only `advance_` needs; it is not called again."""
+
 
 class Optimizer(ABC):
     """s_t = Φ(s_{t−1}, λ; batch) on a state (S, slots, P) whose slot 0 is the parameters.
@@ -109,7 +112,7 @@ class GradientOptimizer(Optimizer):
 
     def advance_(self, derivatives: Derivatives, state: Tensor, batch: Batch) -> None:
         """See `Optimizer`."""
-        self.step_(state, derivatives.inner_gradient(self.params(state), batch), derivatives.hyper)
+        self.step_(state, derivatives.borrowed_gradient(self.params(state), batch), derivatives.hyper)
 
     def linearize(self, derivatives: Derivatives, taped: Tensor, batch: Batch) -> GradientStep:
         """See `Optimizer`."""
@@ -126,6 +129,11 @@ class GradientStep(LinearStep):
     def advance_(self, state: Tensor) -> None:
         """See `LinearStep`."""
         self._optimizer.step_(state, self.inner.gradient, self._hyper)
+
+    def settle(self) -> None:
+        """See `LinearStep`."""
+        if not self._optimizer.adjoint_reads_gradient:
+            self.inner.forget_gradient()
 
     def pull_back_(self, cotangent: Tensor, to_hyper: Tensor | None, *, to_state: bool = True) -> None:
         """See `LinearStep`."""

@@ -79,16 +79,12 @@ class Momentum(GradientOptimizer):
         decay = value_of(self.weight_decay, hyper, count)
         if gradient is not None:
             self._pull_back_settings(by_params, by_velocity, taped, gradient, hyper, to_hyper)
-        if self.nesterov:
-            add_scaled_(by_velocity, by_params, -rate * factor)
-            by_gradient = by_velocity.clone()
-            add_scaled_(by_gradient, by_params, -rate)
-        else:
-            add_scaled_(by_velocity, by_params, -rate)
-            by_gradient = by_velocity.clone()
+        ahead = rate * factor if self.nesterov else rate
+        total = _minus_scaled(by_velocity, by_params, ahead)
+        by_gradient = _minus_scaled(total, by_params, rate) if self.nesterov else total
         if isinstance(decay, Tensor) or decay:
             add_scaled_(by_params, by_gradient, decay)
-        by_velocity.mul_(factor)
+        torch.mul(total, factor, out=by_velocity)
         return by_gradient
 
     def _pull_back_settings(
@@ -120,3 +116,8 @@ class Momentum(GradientOptimizer):
 
     def _count(self, state: Tensor) -> Tensor | None:
         return state[..., 2, :1] if self._counts else None
+
+
+def _minus_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:
+    """tensor − factor · other, in one pass where the factor is a number."""
+    return tensor - other * factor if isinstance(factor, Tensor) else torch.sub(tensor, other, alpha=factor)

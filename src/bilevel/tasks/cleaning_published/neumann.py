@@ -25,6 +25,8 @@ class PublishedNeumann(Neumann):
     samples receive contribution number t mod K.
     """
 
+    step_size: None = None  # the published products are those of plain descent already
+
     def _estimate(
         self,
         derivatives: Derivatives,

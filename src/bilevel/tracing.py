@@ -1,0 +1,509 @@
+"""Derivatives recorded once as straight-line code and replayed: no autograd, no module, no graph at run time.
+
+For small problems most of the time of a gradient is bookkeeping. Recording runs a loss and its derivatives once, writes
+down the tensor operations (`torch.fx`), leaves out what the result does not need (the gradient itself in a
+Hessian-vector product, what occurs twice), computes what depends on the hyperparameters alone once for all steps, and
+lets the last matrix products write straight into the flat vectors of the caller.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bilevel.problem import Batch, Loss, Problem, map_batch
+
+aten = torch.ops.aten
+_VIEWS = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.select.int,
+    aten.slice.Tensor,
+    aten.split_with_sizes.default,
+    aten.squeeze.dim,
+    aten.t.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.view.default,
+    operator.getitem,
+}
+_CONSTANTS = {aten.ones_like.default, aten.zeros_like.default, aten.full_like.default}
+Node = Any
+"""A `torch.fx.Node`, whose arguments are declared as one of twenty types."""
+
+_BY_CALLER = {"copy_", "add_", "addmm_", torch.mm}
+"""What `_write` puts into a graph for its effect."""
+
+
+@dataclass(frozen=True)
+class TracedProblem(Problem):
+    """A problem with recordings of its derivatives; made by `traced`."""
+
+    recorder: Recorder = field(default_factory=lambda: Recorder(), compare=False, repr=False)
+
+
+def traced(problem: Problem) -> TracedProblem:
+    """The same problem, with its derivatives recorded at first use and replayed from then on.
+
+    Up to twice as fast for small networks, after a second or two for recording; one recording for each shape of a
+    batch. The losses must be functions of their arguments: what they read besides (a tensor of an enclosing scope) is
+    remembered as the object it was. A loss whose course depends on the values of tensors cannot be recorded; it is then
+    differentiated at each call, as without, with a warning.
+    """
+    return TracedProblem(**{part.name: getattr(problem, part.name) for part in fields(Problem)})
+
+
+class Unrecordable(RuntimeWarning):
+    """A loss could not be recorded; it is differentiated at each call instead."""
+
+
+class Recorder:
+    """Recordings of one problem, by what they compute and by the shapes of their arguments."""
+
+    def __init__(self) -> None:
+        self._found: dict[Any, Any] = {}
+
+    def gradient(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording | None:
+        """(w, h, batch; g) -> g = ∂L/∂w; None where it cannot be recorded, here and below."""
+        found: Recording | None = self._recorded("gradient", params, hyper, batch, partial(_record_gradient, loss))
+        return found
+
+    def outer_gradient(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording | None:
+        """(w, h, batch; l, g, p) -> l = L, g = ∂L/∂w, p = ∂L/∂h."""
+        found: Recording | None = self._recorded("outer", params, hyper, batch, partial(_record_outer, loss))
+        return found
+
+    def linear(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> LinearRecording | None:
+        """∂L/∂w with products with its Jacobians."""
+        found: LinearRecording | None = self._recorded("linear", params, hyper, batch, partial(LinearRecording, loss))
+        return found
+
+    def _recorded(
+        self, kind: str, params: Tensor, hyper: Tensor, batch: Batch, record: Callable[[Tensor, Tensor, Batch], Any]
+    ) -> Any:
+        key = (kind, _signature(params), _signature(hyper), _described(batch))
+        if key not in self._found:
+            try:
+                self._found[key] = record(params, hyper, batch)
+            except Exception as error:  # whatever a loss does that cannot be recorded, it can still be differentiated
+                reason = str(error).split("\n", 1)[0]
+                warnings.warn(f"this problem is not recorded: {reason}", Unrecordable, stacklevel=2)
+                self._found[key] = None
+        return self._found[key]
+
+
+class Recording:
+    """Straight-line code for a function of (w, h, …) that writes flat vectors, or adds to them, and returns the rest.
+
+    results: the outputs of `module` that go into vectors of the caller; the others are returned.
+    """
+
+    def __init__(self, module: fx.GraphModule, results: int, accumulate: bool) -> None:
+        self._before = _hoist(module)
+        _write_outputs(module, results, accumulate)
+        module.recompile()
+        self._run = module.forward
+
+    def prepare(self, hyper: Tensor) -> list[Tensor]:
+        """What depends on the hyperparameters alone."""
+        with torch.no_grad():
+            return list(self._before(hyper))
+
+    def __call__(self, prepared: list[Tensor], arguments: Sequence[Tensor], to: Sequence[Tensor]) -> list[Tensor]:
+        """Run, with results in the flat contiguous vectors `to`."""
+        with torch.inference_mode():
+            rest: list[Tensor] = self._run(*arguments, *prepared, *to)
+            return rest
+
+
+class LinearRecording:
+    """The gradient g = ∂L/∂w at one point, and products of vectors with its Jacobians, in three pieces of code.
+
+    forward: (w, h, batch; g) -> g, and returns what products at this point have in common ("kept").
+    products[wanted]: (w, h, batch, v, *kept; to…) -> to += products.
+    whole[wanted]: (w, h, batch, v; to…) -> the same without anything kept.
+    `wanted` says whether the products with ∂²L/∂w∂w and with ∂²L/∂h∂w are.
+
+    kept_bytes: size of what `forward` returns.
+    """
+
+    def __init__(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> None:
+        def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
+            *rest, vector = leaves
+            sources = [w.detach().requires_grad_(), h.detach().requires_grad_()]
+            value = loss(sources[0], sources[1], _rebuilt(batch, rest))
+            (gradient,) = _gradients(value, sources[:1], create_graph=True)
+            if not gradient.requires_grad:
+                return [gradient, *(torch.zeros_like(leaf) for leaf in sources)]
+            products = torch.autograd.grad(gradient, sources, vector, allow_unused=True, materialize_grads=True)
+            return [gradient, *products]
+
+        # in place of a vector any tensor of its shape will do
+        module = _made(function, [params, hyper, *leaves_of(batch), params])
+        kept = _kept(module)
+        self.kept_bytes: int = sum(node.meta["bytes"] for node in kept)
+        self.forward = Recording(_forward(module, kept), 1, accumulate=False)
+        self.products: dict[tuple[bool, bool], Recording] = {}
+        self.whole: dict[tuple[bool, bool], Recording] = {}
+        cut = _backward(module, kept)
+        for wanted, chosen in (((True, True), [1, 2]), ((True, False), [1]), ((False, True), [2])):
+            self.whole[wanted] = Recording(_with_outputs(module, chosen), len(chosen), accumulate=True)
+            self.products[wanted] = Recording(_with_outputs(cut, chosen), len(chosen), accumulate=True)
+
+
+def _record_gradient(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording:
+    def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
+        w = w.detach().requires_grad_()
+        return [*_gradients(loss(w, h, _rebuilt(batch, leaves)), [w])]
+
+    return Recording(_made(function, [params, hyper, *leaves_of(batch)]), 1, accumulate=False)
+
+
+def _record_outer(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording:
+    def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
+        sources = [w.detach().requires_grad_(), h.detach().requires_grad_()]
+        value = loss(sources[0], sources[1], _rebuilt(batch, leaves))
+        return [value.detach().reshape(-1), *_gradients(value, sources)]
+
+    return Recording(_made(function, [params, hyper, *leaves_of(batch)]), 3, accumulate=False)
+
+
+def leaves_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    found: list[Tensor] = []
+    map_batch(found.append, batch)
+    return found
+
+
+def _rebuilt(batch: Batch, leaves: Iterable[Tensor]) -> Batch:
+    """The batch with other tensors in the places of its own."""
+    waiting = iter(leaves)
+    return map_batch(lambda _: next(waiting), batch)
+
+
+def _described(batch: Batch) -> Any:
+    """Structure of a batch, and what a recording of its tensors depends on."""
+    if isinstance(batch, Tensor):
+        return _signature(batch)
+    if isinstance(batch, dict):
+        return tuple([(key, _described(part)) for key, part in batch.items()])
+    return None if batch is None else tuple([_described(part) for part in batch])
+
+
+def _signature(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    return torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
+# --- making a graph
+
+
+def _made(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.GraphModule:
+    """The operations of a function, simplified; a node's meta says its `shape`, `bytes` and whether it is `zero`."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    copies = [argument.detach().clone() for argument in arguments]
+    with torch.enable_grad():
+        module = make_fx(function)(*copies)
+    with torch.no_grad():
+        _describe(module, copies)
+    _simplify(module)
+    return module
+
+
+def _describe(module: fx.GraphModule, arguments: list[Tensor]) -> None:
+    class Watching(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor):
+                n.meta.update(shape=value.shape, bytes=value.numel() * value.element_size(), zero=False)
+                if n.target in _CONSTANTS:
+                    n.meta.update(value=value, zero=not value.any())
+            return value
+
+    Watching(module).run(*arguments)
+
+
+def _simplify(module: fx.GraphModule) -> None:
+    graph = module.graph
+    written = _written(graph)
+    size = None
+    while size != len(graph.nodes):
+        size = len(graph.nodes)
+        _shorten(graph)
+        _share(graph, written)
+        graph.eliminate_dead_code(_has_effect)
+    for node in _nodes(graph):
+        if node.target in _CONSTANTS and node not in written:
+            name = f"_filled_{node.name}"
+            module.register_buffer(name, node.meta["value"], persistent=False)
+            with graph.inserting_before(node):
+                constant = graph.get_attr(name)
+            constant.meta.update(node.meta)
+            node.replace_all_uses_with(constant)
+    graph.eliminate_dead_code(_has_effect)
+
+
+def _written(graph: fx.Graph) -> set[Node]:
+    """Nodes whose memory some operation writes to: these are not constant, and not the same as their likes."""
+    found: set[Node] = set()
+    for node in _nodes(graph):
+        if _writes(node):
+            found.add(node)
+            source = node.args[0]
+            while isinstance(source, fx.Node):
+                found.add(source)
+                source = source.args[0] if source.target in _VIEWS else None
+    return found
+
+
+def _writes(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _has_effect(node: Node) -> bool:
+    return _writes(node) or node.op in ("placeholder", "output") or node.target in _BY_CALLER
+
+
+def _shorten(graph: fx.Graph) -> None:
+    """Leave out what does nothing: aliases, and transpositions of transpositions."""
+    for node in _nodes(graph):
+        if node.target in (aten.alias.default, aten.detach.default):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is aten.t.default and node.args[0].target is aten.t.default:
+            node.replace_all_uses_with(node.args[0].args[0])
+
+
+def _share(graph: fx.Graph, written: set[Node]) -> None:
+    """Compute once what occurs twice."""
+    seen: dict[Any, Node] = {}
+    for node in _nodes(graph):
+        if node.op != "call_function" or node in written:
+            continue
+        key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+        if key in seen:
+            node.replace_all_uses_with(seen[key])
+        else:
+            seen[key] = node
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(part) for part in value)
+    if isinstance(value, dict):
+        return tuple((key, _frozen(part)) for key, part in value.items())
+    return type(value).__name__, str(value)
+
+
+# --- cutting a graph in two
+
+
+def _nodes(graph: fx.Graph) -> list[Node]:
+    return list(graph.nodes)
+
+
+def _placeholders(graph: fx.Graph) -> list[Node]:
+    return [node for node in _nodes(graph) if node.op == "placeholder"]
+
+
+def _results(graph: fx.Graph) -> list[Node]:
+    (output,) = [node for node in _nodes(graph) if node.op == "output"]
+    return list(output.args[0])
+
+
+def _reached(graph: fx.Graph, start: Node) -> set[Node]:
+    """The node and all that depends on it."""
+    found = {start}
+    for node in _nodes(graph):
+        if node.op != "output" and not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _kept(module: fx.GraphModule) -> list[Node]:
+    """What products with a vector, the last argument, need of the computations that do not depend on it.
+
+    Views are left out in favor of what they look at. Nothing where an operation writes in place: what it wrote to would
+    have to be kept as it was.
+    """
+    graph = module.graph
+    if any(_writes(node) for node in _nodes(graph)):
+        return []
+    after = _reached(graph, _placeholders(graph)[-1])
+    found: dict[Node, None] = {}
+    for node in _nodes(graph):
+        for source in node.all_input_nodes if node in after else []:
+            base = _base(source)
+            if source not in after and base.op == "call_function":
+                found[base] = None
+    return list(found)
+
+
+def _base(node: Node) -> Node:
+    """What a chain of views looks at; a part of several results stands for itself."""
+    while node.target in _VIEWS and not _is_part(node):
+        node = node.args[0]
+    return node
+
+
+def _is_part(node: Node) -> bool:
+    return node.target is operator.getitem and node.args[0].target is not aten.split_with_sizes.default
+
+
+def _forward(module: fx.GraphModule, kept: list[Node]) -> fx.GraphModule:
+    """(w, h, batch) -> gradient, *kept."""
+    graph = fx.Graph()
+    after = _reached(module.graph, _placeholders(module.graph)[-1])
+    copies: dict[Node, Node] = {}
+    for node in _nodes(module.graph):
+        if node not in after and node.op != "output":
+            copies[node] = graph.node_copy(node, lambda other: copies[other])
+    graph.output([copies[_results(module.graph)[0]], *(copies[node] for node in kept)])
+    return _cleaned(module, graph)
+
+
+def _backward(module: fx.GraphModule, kept: list[Node]) -> fx.GraphModule:
+    """(w, h, batch, v, *kept) -> gradient (not to be asked for), products."""
+    graph = fx.Graph()
+    copies = {node: graph.node_copy(node) for node in _placeholders(module.graph)}
+    for node in kept:
+        copies[node] = graph.placeholder(f"kept_{node.name}")
+        copies[node].meta.update(node.meta)
+    for node in _nodes(module.graph):
+        if node not in copies and node.op != "output":
+            copies[node] = graph.node_copy(node, lambda other: copies[other])
+    graph.output([copies[node] for node in _results(module.graph)])
+    return _cleaned(module, graph)
+
+
+def _with_outputs(module: fx.GraphModule, chosen: list[int]) -> fx.GraphModule:
+    """The same with some of its results only."""
+    graph = fx.Graph()
+    copies: dict[Node, Node] = {}
+    for node in _nodes(module.graph):
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, lambda other: copies[other])
+    results = _results(module.graph)
+    graph.output([copies[results[index]] for index in chosen])
+    return _cleaned(module, graph)
+
+
+def _cleaned(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    graph.eliminate_dead_code(_has_effect)
+    return fx.GraphModule(root, graph)
+
+
+def _hoist(module: fx.GraphModule) -> fx.GraphModule:
+    """Move what depends on the hyperparameters alone into a function of its own; its results become arguments."""
+    graph = module.graph
+    placeholders = _placeholders(graph)
+    hyper, written = placeholders[1], _written(graph)
+    alone = {hyper}
+    for node in _nodes(graph):
+        inputs = node.all_input_nodes
+        if node.op == "call_function" and inputs and node not in written and alone.issuperset(inputs):
+            alone.add(node)
+    crossing = [
+        node
+        for node in _nodes(graph)
+        if node in alone and node is not hyper and any(user not in alone for user in node.users)
+    ]
+    before = fx.Graph()
+    copies = {hyper: before.placeholder("hyper")}
+    for node in _nodes(graph):
+        if node in alone and node is not hyper:
+            copies[node] = before.node_copy(node, lambda other: copies[other])
+    before.output(tuple(copies[node] for node in crossing))
+    last = placeholders[-1]
+    for node in crossing:
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"prepared_{node.name}")
+        last.meta.update(node.meta)
+        node.replace_all_uses_with(last, delete_user_cb=lambda user: user not in alone)
+    graph.eliminate_dead_code(_has_effect)
+    return fx.GraphModule(module, before)
+
+
+# --- results into vectors of the caller
+
+
+def _write_outputs(module: fx.GraphModule, results: int, accumulate: bool) -> None:
+    """The first results go into vectors that become the last arguments; matrix products without a copy."""
+    graph = module.graph
+    (output,) = [node for node in _nodes(graph) if node.op == "output"]
+    found = list(output.args[0])
+    last, targets = _placeholders(graph)[-1], []
+    for index in range(results):
+        with graph.inserting_after(last):
+            last = graph.placeholder(f"to_{index}")
+        targets.append(last)
+    with graph.inserting_before(output):
+        for result, target in zip(found[:results], targets, strict=True):
+            _write(graph, result, target, accumulate)
+    output.args = (found[results:],)
+    graph.eliminate_dead_code(_has_effect)
+
+
+def _write(graph: fx.Graph, result: Node, target: Node, accumulate: bool) -> None:
+    if accumulate and result.meta["zero"]:
+        return
+    if len(result.meta["shape"]) != 1:
+        graph.call_method("add_" if accumulate else "copy_", (target, result))
+        return
+    start, flat = 0, graph.call_method("view", (target, -1))
+    for piece in _pieces(result):
+        size = piece.meta["shape"].numel()
+        _write_piece(graph, piece, graph.call_method("narrow", (flat, 0, start, size)), accumulate)
+        start += size
+
+
+def _pieces(result: Node) -> Iterator[Node]:
+    """Consecutive parts that a flat result is put together from."""
+    if result.target is aten.cat.default:
+        yield from result.args[0]
+    else:
+        yield result
+
+
+def _write_piece(graph: fx.Graph, piece: Node, place: Node, accumulate: bool) -> None:
+    product = _product(piece)
+    if product is None:
+        graph.call_method("add_" if accumulate else "copy_", (place, piece))
+        return
+    left, right = product.args
+    size = product.meta["shape"]
+    if piece.args[0] is not product:  # (a b)ᵀ = bᵀ aᵀ
+        left, right = (graph.call_function(aten.t.default, (factor,)) for factor in (right, left))
+        size = size[::-1]
+    matrix = graph.call_method("view", (place, *size))
+    if accumulate:
+        graph.call_method("addmm_", (matrix, left, right))
+    else:
+        graph.call_function(torch.mm, (left, right), {"out": matrix})
+
+
+def _product(piece: Node) -> Node | None:
+    """The matrix product, transposed or not, that the piece is a flat view of and that nothing else uses."""
+    if piece.target is not aten.view.default:
+        return None
+    matrix = piece.args[0]
+    product = matrix.args[0] if matrix.target is aten.t.default else matrix
+    alone = all(len(node.users) == 1 for node in {piece, matrix, product})
+    return product if alone and product.target is aten.mm.default else None

@@ -1,0 +1,134 @@
+"""Recorded derivatives against the same derivatives by autograd at each call."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, OPTIMIZERS, SEEDS
+from test_hypergradients import METHODS, estimate, label
+
+import bilevel
+from bilevel.derivatives import Derivatives, Replayed
+from bilevel.tracing import Unrecordable
+
+
+def recorded(case: Any) -> Any:
+    from dataclasses import replace
+
+    return replace(case, problem=bilevel.traced(case.problem))
+
+
+@pytest.fixture(autouse=True)
+def strict() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Unrecordable)
+        yield
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone", "together"])
+@pytest.mark.parametrize("make", CASES, ids=label)
+def test_every_method_gives_the_same(make: Any, alone: bool) -> None:
+    case = make(4).seed(1) if alone else make(4)
+    traced = recorded(case)
+    optimizer = OPTIMIZERS["momentum_decay"]
+    for method in METHODS:
+        expected, found = estimate(method, optimizer, case), estimate(method, optimizer, traced)
+        torch.testing.assert_close(found.hypergradient, expected.hypergradient, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found.state, expected.state, rtol=1e-11, atol=1e-13)
+
+
+def test_adam_and_learned_settings_give_the_same() -> None:
+    for name in ("adam", "momentum_learned", "nesterov_learned", "sgd_learned"):
+        case = CASES[2](4).seed(0)
+        for method in (("unrolled", {}), ("aggregated", {"gamma": 0.9})):
+            expected = estimate(method, OPTIMIZERS[name], case).hypergradient
+            found = estimate(method, OPTIMIZERS[name], recorded(case)).hypergradient
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_products_that_share_what_the_gradient_computed_are_the_same_as_those_that_do_not() -> None:
+    case = recorded(CASES[2](1))
+    derivatives = Derivatives(case.problem, case.hyper)
+    vector = torch.randn(SEEDS, case.params.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = []
+    for look in (True, False):
+        inner = derivatives.linearize(case.params, case.batches[0])
+        assert isinstance(inner, Replayed)
+        if look:
+            assert inner.gradient.shape == case.params.shape
+            inner.forget_gradient()
+        to = torch.zeros_like(case.params), torch.zeros_like(case.hyper)
+        inner.add_products(vector, *to)
+        inner.add_products(vector, to[0], None)
+        inner.add_products(vector, None, to[1])
+        found.append(to)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+    assert derivatives.kept_bytes(case.params, case.batches[0])
+
+
+def test_a_recording_is_made_once_for_each_shape() -> None:
+    calls = []
+
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        calls.append(batch.shape)
+        return ((batch @ w) ** 2).mean() + h.sum() * w.sum()
+
+    problem = bilevel.traced(bilevel.Problem(loss, loss))
+    optimizer = bilevel.optimizers.SGD(learning_rate=0.01)
+    state, hyper = optimizer.init(torch.ones(3)), torch.ones(2)
+    method = bilevel.hypergradients.create("unrolled")
+    batches = [torch.ones(4, 3)] * 5
+    method(problem, optimizer, state, hyper, batches, batches[0])
+    first = len(calls)
+    method(problem, optimizer, state, hyper, batches * 3, batches[0])
+    assert len(calls) == first
+    method(problem, optimizer, state, hyper, [torch.ones(5, 3)], batches[0])
+    assert len(calls) > first
+
+
+def test_a_tensor_of_an_enclosing_scope_is_seen_as_it_is_now() -> None:
+    target = torch.zeros(3, dtype=torch.float64)
+
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        return ((w - target) ** 2).sum() * h.exp().sum()
+
+    derivatives = Derivatives(bilevel.traced(bilevel.Problem(loss, loss)), torch.zeros(1, 1, dtype=torch.float64))
+    params = torch.ones(1, 3, dtype=torch.float64)
+    assert derivatives.inner_gradient(params, None).tolist() == [[2.0] * 3]
+    target.add_(1)
+    assert derivatives.inner_gradient(params, None).tolist() == [[0.0] * 3]
+
+
+def test_a_loss_that_looks_at_values_is_differentiated_at_each_call() -> None:
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        return (w * w).sum() * h.sum() if bool(w.sum() > 0) else (w**4).sum() * h.sum()
+
+    problem = bilevel.Problem(loss, loss)
+    optimizer = bilevel.optimizers.SGD(learning_rate=0.1)
+    state, hyper = optimizer.init(torch.ones(3, dtype=torch.float64)), torch.ones(2, dtype=torch.float64)
+    method = bilevel.hypergradients.create("unrolled")
+    expected = method(problem, optimizer, state, hyper, [None] * 3, None)
+    with pytest.warns(Unrecordable, match="not recorded"):
+        found = method(bilevel.traced(problem), optimizer, state, hyper, [None] * 3, None)
+    assert torch.equal(found.hypergradient, expected.hypergradient)
+
+
+def test_an_operation_in_place_is_replayed_as_it_was() -> None:
+    def loss(w: Any, h: Any, batch: Any) -> Any:
+        spread = torch.zeros(4, dtype=w.dtype).index_put((batch,), w[:3] * h[0], accumulate=True)
+        return (spread**3).sum() + (w[1:] ** 2).sum()
+
+    problem = bilevel.Problem(loss, loss)
+    params = torch.tensor([[0.3, -0.4, 0.5, 0.6]], dtype=torch.float64)
+    hyper, batch = torch.tensor([[1.5]], dtype=torch.float64), torch.tensor([[0, 0, 2]])
+    vector, found = torch.ones_like(params), []
+    for chosen in (problem, bilevel.traced(problem)):
+        inner = Derivatives(chosen, hyper).linearize(params, batch)
+        to = inner.gradient.clone(), torch.zeros_like(params), torch.zeros_like(hyper)
+        inner.add_products(vector, to[1], to[2])
+        inner.add_products(vector, to[1], to[2])
+        found.append(to)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-13, atol=0)
