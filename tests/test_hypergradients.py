@@ -211,6 +211,29 @@ def test_costs_are_those_of_the_deck() -> None:
     assert estimate(("aggregated", {"gamma": 0.9}), optimizer, case).cost.gradients == 100
 
 
+@pytest.mark.parametrize("method", METHODS, ids=label)
+def test_ten_seeds_call_the_losses_as_often_as_one(method: tuple[str, dict[str, Any]]) -> None:
+    """What a small problem costs is the number of calls: a batch of seeds shares it."""
+    if method[0] == "complex_step":
+        pytest.skip("runs with losses of its own")
+    case, calls = CASES[1](4), []
+
+    def counted(w: torch.Tensor, h: torch.Tensor, batch: Any) -> torch.Tensor:
+        calls.append(1)
+        return case.problem.inner_loss(w, h, batch)
+
+    problem = bilevel.Problem(counted, case.problem.outer_loss)
+    optimizer = OPTIMIZERS["momentum"]
+    found = []
+    for chosen in (case.seed(0), case):
+        calls.clear()
+        bilevel.hypergradients.create(method[0], **method[1])(
+            problem, optimizer, optimizer.init(chosen.params), chosen.hyper, chosen.batches, chosen.outer_batch
+        )
+        found.append(len(calls))
+    assert found[0] == found[1] > 0
+
+
 def test_batches_may_be_made_when_asked_for() -> None:
     case, optimizer = CASES[1](STEPS).seed(0), OPTIMIZERS["sgd"]
 

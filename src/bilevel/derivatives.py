@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.penalties import FixedPenalty
-from bilevel.problem import Batch, Loss, Problem, lift, lift_function
+from bilevel.problem import Batch, Loss, Problem, lift, lift_function, map_batch
 from bilevel.tracing import LinearRecording, Recording, TracedProblem, leaves_of
 
 
@@ -45,6 +45,19 @@ class Derivatives:
         if self._borrowed is None or self._borrowed.shape != params.shape:
             self._borrowed = torch.empty_like(params, memory_format=torch.contiguous_format)
         return self._borrowed if self._replayed(params, batch, self._borrowed) else self._computed(params, batch)
+
+    def precise_gradient(self, params: Tensor, batch: Batch) -> Tensor:
+        """`inner_gradient` in double precision, (S, P).
+
+        In the precision of `params` where the loss cannot be computed in another, because of a tensor of its own.
+        """
+        try:
+            wide = Derivatives(self.problem, self.hyper.double())
+            gradient = wide.inner_gradient(params.double(), map_batch(_widened, batch))
+        except RuntimeError:
+            return self.inner_gradient(params, batch)
+        self.cost.gradients += 1
+        return gradient
 
     def _computed(self, params: Tensor, batch: Batch) -> Tensor:
         leaf = _leaf(params)
@@ -367,6 +380,10 @@ def _add_penalty_products(
         cost.mixed_products += 1
         if penalty is not None:
             penalty.add_mixed_product(params, vector, to_hyper)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _constant(tensor: Tensor) -> Tensor:

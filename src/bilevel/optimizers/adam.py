@@ -11,7 +11,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.optimizers.base import STRICT, GradientOptimizer
-from bilevel.optimizers.learned import Decay, LearningRate, counts, pull_back, value_of
+from bilevel.optimizers.learned import Decay, LearningRate, counts, learned, pull_back, value_of
+
+SENSITIVE = 200
+"""Roundings of the largest gradient entry, below which √v̂ + ε makes them seen: at half a percent."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -33,6 +36,10 @@ class Adam(GradientOptimizer):
     that derivative is multiplied by zero; dL/da_t = (1 − β₁) p₁ + 2 (1 − β₂) a_t p₂; then (r + ω dL/da_t, β₁ p₁, β₂ p₂)
     passes to (w, m, v)_{t−1}.
 
+    Where √v̂_t is hardly larger than ε, dL/da_t depends on a_t itself: ε/(|a| + ε)² at the first step. In single
+    precision the rounding of g_t is then seen (peers are 11 % off on a small network), so that `is_sensitive` asks for
+    that gradient in double precision; as a rule of the first step alone.
+
     Source: Kingma and Ba 2015; deck 001.
     """
 
@@ -53,48 +60,93 @@ class Adam(GradientOptimizer):
         params, mean, square = state[..., 0, :], state[..., 1, :], state[..., 2, :]
         count = self._count(state)
         rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
-        if isinstance(decay, Tensor) or decay:
-            gradient = gradient + params * decay
-        self._average_(mean, square, gradient, count)
+        self._average_(mean, square, _decayed(gradient, params, decay), count)
         if count is not None:
             count.add_(1)
-        first, second = self._corrections(count)
-        params.sub_(mean / ((square / second).sqrt_().add_(self.epsilon)) * (rate / first))
+        params.sub_(mean / self._divisor(square.sqrt(), rate, count))
 
     def adjoint_(
         self, cotangent: Tensor, taped: Tensor, gradient: Tensor | None, hyper: Tensor, to_hyper: Tensor | None
     ) -> Tensor:
         """See the class."""
         assert gradient is not None
+        if gradient.dtype != cotangent.dtype:
+            return self._wide_adjoint_(cotangent, taped, gradient, hyper, to_hyper)
         r, q1, q2 = cotangent[..., 0, :], cotangent[..., 1, :], cotangent[..., 2, :]
         params, mean, square = taped[..., 0, :], taped[..., 1, :].clone(), taped[..., 2, :].clone()
-        count = self._count(taped)
-        rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
-        descended = gradient + params * decay
-        self._average_(mean, square, descended, count)
-        first, second = self._corrections(None if count is None else count + 1)
-        share1, share2 = self._shares(count)
+        before = self._count(taped)
+        after = None if before is None else before + 1
+        rate, decay = value_of(self.learning_rate, hyper, before), value_of(self.weight_decay, hyper, before)
+        descended = _decayed(gradient, params, decay)
+        self._average_(mean, square, descended, before)
+        share1, share2 = self._shares(before)
+        first, second = self._corrections(after)
 
-        root = (square / second).sqrt()
-        denominator = root + self.epsilon
-        update = mean / (denominator * first)
-        pull_back(self.learning_rate, -r * update, hyper, count, to_hyper)
-        scaled = r * rate / denominator
-        q1.sub_(scaled / first)
-        by_square = scaled * update / (2 * second * root)
-        q2.add_(torch.where(square == 0, torch.zeros_like(by_square), by_square))
-        by_gradient = q1 * share1 + descended * q2 * (share2 * 2)
+        root = square.sqrt_()
+        divisor = self._divisor(root, rate, after)
+        if learned(self.learning_rate):
+            pull_back(self.learning_rate, -r * mean / (divisor * rate), hyper, before, to_hyper)
+        scaled = r / divisor
+        q1.sub_(scaled)
+        # v_t = 0: a quotient of zero, where 0/0 would stand
+        root.masked_fill_(root == 0, torch.inf)
+        q2.addcmul_(scaled, mean.div_(root.mul_(divisor)).mul_(first / (rate * 2 * second**0.5)))
+        by_gradient = (q1 * share1).addcmul_(descended * (share2 * 2), q2)
         q1.mul_(self.beta1)
         q2.mul_(self.beta2)
-        pull_back(self.weight_decay, by_gradient * params, hyper, count, to_hyper)
+        if learned(self.weight_decay):
+            pull_back(self.weight_decay, by_gradient * params, hyper, before, to_hyper)
         if isinstance(decay, Tensor) or decay:
             r.add_(by_gradient * decay)
         return by_gradient
 
+    def _divisor(self, root: Tensor, rate: float | Tensor, count: Tensor | None) -> Tensor:
+        """(√v̂_t + ε) c₁ / η, by which m_t is divided; `root` is √v_t, `count` is t."""
+        first, second = self._corrections(count)
+        scale, shift = first / (rate * second**0.5), self.epsilon * first / rate
+        if isinstance(scale, Tensor):
+            return torch.addcmul(torch.as_tensor(shift), root, scale)
+        divisor: Tensor = root * scale + shift
+        return divisor
+
+    def is_sensitive(self, taped: Tensor, gradient: Tensor) -> bool:
+        """In single precision, where √v̂_t + ε of some weight is near the rounding of g_t."""
+        if gradient.dtype == torch.float64 or gradient.is_complex():
+            return False
+        count = self._count(taped)
+        second = self._corrections(None if count is None else count + 1)[1]
+        noise = SENSITIVE * torch.finfo(gradient.dtype).eps * gradient.abs().amax(-1, keepdim=True)
+        kept = taped[..., 2, :].amin(-1, keepdim=True) * self.beta2
+        if bool(((kept / second).sqrt() + self.epsilon > noise).all()):
+            return False  # the rule, once some steps are done
+        square = taped[..., 2, :] * self.beta2
+        square.addcmul_(gradient, gradient, value=1 - self.beta2)
+        square.masked_fill_(square == 0, torch.inf)
+        smallest = (square.amin(-1, keepdim=True) / second).sqrt() + self.epsilon
+        return bool((smallest < noise).any())
+
+    def _wide_adjoint_(
+        self, cotangent: Tensor, taped: Tensor, gradient: Tensor, hyper: Tensor, to_hyper: Tensor | None
+    ) -> Tensor:
+        """`adjoint_` in the precision of the gradient."""
+        wide = cotangent.to(gradient.dtype)
+        more = None if to_hyper is None else torch.zeros_like(to_hyper, dtype=gradient.dtype)
+        result = self.adjoint_(wide, taped.to(gradient.dtype), gradient, hyper.to(gradient.dtype), more)
+        cotangent.copy_(wide)
+        if to_hyper is not None and more is not None:
+            to_hyper.add_(more)
+        return result.to(cotangent.dtype)
+
     def _average_(self, mean: Tensor, square: Tensor, descended: Tensor, count: Tensor | None) -> None:
         share1, share2 = self._shares(count)
-        mean.mul_(self.beta1).add_(descended * share1)
-        square.mul_(self.beta2).add_(descended * descended * share2)
+        mean.mul_(self.beta1)
+        square.mul_(self.beta2)
+        if isinstance(share1, Tensor) or isinstance(share2, Tensor):
+            mean.add_(descended * share1)
+            square.add_(descended * descended * share2)
+        else:
+            mean.add_(descended, alpha=share1)
+            square.addcmul_(descended, descended, value=share2)
 
     def _shares(self, count: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
         """Weights of a_t in m_t and v_t; `count` is the number of steps done before this one."""
@@ -121,3 +173,7 @@ class Adam(GradientOptimizer):
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
+
+
+def _decayed(gradient: Tensor, params: Tensor, decay: float | Tensor) -> Tensor:
+    return gradient + params * decay if isinstance(decay, Tensor) or decay else gradient

@@ -83,6 +83,10 @@ class GradientOptimizer(Optimizer):
         """Whether `adjoint_` needs the gradient's value."""
         return True
 
+    def is_sensitive(self, taped: Tensor, gradient: Tensor) -> bool:
+        """Whether rounding of the gradient g_t, in its own precision, would be seen in the adjoint."""
+        return False
+
     def step(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> Tensor:
         """The next state, a new tensor; all shapes with or all without the seed axis."""
         following = state.clone()
@@ -107,7 +111,8 @@ class GradientOptimizer(Optimizer):
         Returns dL/dg_t (S, P), to be multiplied by the Jacobians of the gradient; leaves in `cotangent` the part of
         dL/ds_{t−1} that does not pass through the gradient, and adds to `to_hyper` (S, H) that of learned settings.
 
-        taped: leading slots of s_{t−1}; gradient: g_t, None where `adjoint_reads_gradient` is False.
+        taped: leading slots of s_{t−1}; gradient: g_t, None where `adjoint_reads_gradient` is False, in double
+            precision where `is_sensitive` said so.
         """
 
     def advance_(self, derivatives: Derivatives, state: Tensor, batch: Batch) -> None:
@@ -123,12 +128,12 @@ class GradientStep(LinearStep):
     """One step of a `GradientOptimizer`."""
 
     def __init__(self, optimizer: GradientOptimizer, derivatives: Derivatives, taped: Tensor, batch: Batch) -> None:
-        self._optimizer, self._taped, self._hyper = optimizer, taped, derivatives.hyper
+        self._optimizer, self._derivatives, self._taped, self._batch = optimizer, derivatives, taped, batch
         self.inner = derivatives.linearize(optimizer.params(taped), batch)
 
     def advance_(self, state: Tensor) -> None:
         """See `LinearStep`."""
-        self._optimizer.step_(state, self.inner.gradient, self._hyper)
+        self._optimizer.step_(state, self.inner.gradient, self._derivatives.hyper)
 
     def settle(self) -> None:
         """See `LinearStep`."""
@@ -137,6 +142,14 @@ class GradientStep(LinearStep):
 
     def pull_back_(self, cotangent: Tensor, to_hyper: Tensor | None, *, to_state: bool = True) -> None:
         """See `LinearStep`."""
-        gradient = self.inner.gradient if self._optimizer.adjoint_reads_gradient else None
-        vector = self._optimizer.adjoint_(cotangent, self._taped, gradient, self._hyper, to_hyper)
-        self.inner.add_products(vector, self._optimizer.params(cotangent) if to_state else None, to_hyper)
+        optimizer, hyper = self._optimizer, self._derivatives.hyper
+        vector = optimizer.adjoint_(cotangent, self._taped, self._gradient(), hyper, to_hyper)
+        self.inner.add_products(vector, optimizer.params(cotangent) if to_state else None, to_hyper)
+
+    def _gradient(self) -> Tensor | None:
+        if not self._optimizer.adjoint_reads_gradient:
+            return None
+        gradient = self.inner.gradient
+        if not self._optimizer.is_sensitive(self._taped, gradient):
+            return gradient
+        return self._derivatives.precise_gradient(self._optimizer.params(self._taped), self._batch)

@@ -32,7 +32,7 @@ class Lookup:
 
     def data(self, study: str) -> str:
         """Data set of a study."""
-        return str(self.source.configured(study).get("data", ""))
+        return str(self.source.configured(study).get("data") or "")
 
     def methods(self, study: str) -> list[str]:
         """Methods that a study has or should have, in its own order."""
