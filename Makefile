@@ -5,12 +5,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORES ?= all
 READY := .venv/ready
+BENCH_READY := .venv-bench/ready
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 1; }
 
-.PHONY: report test check format schema clean help
+.PHONY: report test bench check format schema clean help
 
 help:
 	@echo "make report   set up, run the study set of config.yaml, print where the report is"
 	@echo "make test     set up, run the tests"
+	@echo "make bench    set up other libraries in .venv-bench, measure speed and memory beside them (BENCH=--quick)"
 	@echo "make check    lint, format and types"
 	@echo "make format   put the code into the agreed format"
 	@echo "make schema   write workflow/schemas/config.schema.json anew"
@@ -22,6 +26,9 @@ report: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+
+bench: $(BENCH_READY)
+	PYTHONPATH=src .venv-bench/bin/python -m benchmarks $(BENCH)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -42,9 +49,15 @@ clean:
 	rm -rf results .snakemake
 
 $(READY): envs/requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 1; }
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --require-hashes -r envs/requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(BENCH_READY): envs/bench-requirements.lock
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv .venv-bench
+	@echo '*' > .venv-bench/.gitignore
+	.venv-bench/bin/python -m pip install --require-hashes -r envs/bench-requirements.lock
 	@touch $@

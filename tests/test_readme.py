@@ -11,8 +11,8 @@ from bilevel.hypergradients import names
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def test_examples_run() -> None:
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
     scope: dict[str, Any] = {}
     exec(code, scope)
     assert scope["estimate"].hypergradient.shape == (100,)

@@ -46,7 +46,7 @@ class ComplexStep(Hypergradient):
         outer_batch: Batch,
     ) -> Estimate:
         gradient_optimizer(optimizer, "complex_step")
-        check_analytic(derivatives, optimizer.params(state), batches[0], outer_batch, self.epsilon)
+        check_analytic(derivatives, optimizer.params(state), batches[0], outer_batch, min(self.epsilon, 1e-20))
         last = advance(derivatives, optimizer, state, batches, len(batches))
         outer_loss = derivatives.outer_loss(optimizer.params(last), outer_batch)
 

@@ -42,6 +42,9 @@ class Drawing:
 
 
 _CLEANING = ("cleaning_published", "cleaning_corrected")
+_BIAS = ("bias_quadratic", "bias_logistic", "bias_rescaled")
+_NUMERIC = ("numeric_quadratic", "numeric_network")
+_CHAINS = ("chains_network", "chains_quadratic")
 
 FIGURES: dict[str, dict[str, Drawing]] = {
     "000": {
@@ -49,6 +52,133 @@ FIGURES: dict[str, dict[str, Drawing]] = {
         "weights_histogram": Drawing("histograms", "weights_histogram", "histograms", _CLEANING),
         "auc_by_step": Drawing("by_step", "auc_by_step", "trace", _CLEANING),
         "accuracy_by_cost": Drawing("by_cost", "accuracy_by_cost", "trace", _CLEANING),
+        "bias_inner": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _BIAS,
+            {
+                "y": "error",
+                "x_label": "Inner steps T (logarithmic)",
+                "y_label": "Error at fixed λ",
+                "x_log": True,
+                "y_log": True,
+                "reference": "bound",
+                "reference_label": "bound",
+            },
+        ),
+        "bias_gamma": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _BIAS[:2],
+            {
+                "y": "relative_error",
+                "x_label": "Inner steps T (logarithmic)",
+                "y_label": "Relative error at fixed λ",
+                "x_log": True,
+                "y_log": True,
+                "methods": ("t1_t2", "gamma_0.2", "gamma_0.5", "gamma_0.7", "gamma_0.9"),
+            },
+        ),
+        "bias_outer": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _BIAS,
+            {
+                "y": "outer_error",
+                "x_label": "Outer steps",
+                "y_label": "Error along the way",
+                "y_log": True,
+                "reference": "outer_bound",
+                "reference_label": "bound",
+            },
+        ),
+    },
+    "001": {
+        "numeric_error": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _NUMERIC,
+            {
+                "y": "relative_error",
+                "x": "epsilon",
+                "x_label": "Step ε (logarithmic)",
+                "y_label": "Relative error",
+                "x_log": True,
+                "y_log": True,
+            },
+        ),
+        "algorithms_pieces": Drawing("pieces", "algorithms_pieces", "trace", ("algorithms",)),
+        "chains_computed": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _CHAINS,
+            {
+                "y": "rounding",
+                "x_label": "Step",
+                "y_label": "Relative distance from the chain in float64",
+                "y_log": True,
+                "methods": ("momentum_float32", "adam_float32", "lbfgs_float32"),
+            },
+        ),
+        "chains_sensitivity": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _CHAINS,
+            {
+                "y": "sensitivity",
+                "x_label": "Step",
+                "y_label": "Relative distance",
+                "y_log": True,
+                "reference": "sensitivity_larger",
+                "reference_label": "larger disturbance",
+                "methods": ("momentum_float64", "adam_float64", "lbfgs_float64"),
+            },
+        ),
+        "chains_distance": Drawing(
+            "chains",
+            "chains_distance",
+            "trace",
+            _CHAINS,
+            {
+                "optimizers": {
+                    "Momentum": ("momentum_float64", "momentum_float32", "momentum_int64"),
+                    "Adam": ("adam_float64", "adam_float32", "adam_int64"),
+                    "L-BFGS": ("lbfgs_float64", "lbfgs_float32"),
+                }
+            },
+        ),
+        "memory_states": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("memory",),
+            {
+                "y": "held_bytes",
+                "x_label": "Inner steps T",
+                "y_label": "Bytes held",
+                "x_log": True,
+                "y_log": True,
+            },
+        ),
+        "memory_seconds": Drawing(
+            "curves",
+            "curves",
+            "measurements",
+            ("memory",),
+            {
+                "y": "seconds",
+                "x_label": "Inner steps T",
+                "y_label": "Seconds",
+                "x_log": True,
+                "y_log": True,
+            },
+        ),
     },
 }
 """Deck -> figure -> how it is drawn; the file is `results/figures/<deck>/<figure>.svg`."""

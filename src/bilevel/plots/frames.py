@@ -11,12 +11,13 @@ from bilevel.tables import TableName, read_table
 
 _COLUMNS: dict[TableName, list[str]] = {
     "trace": ["study", "method", "seed", "step", "metric", "value"],
+    "measurements": ["study", "method", "seed", "step", "metric", "value"],
     "histograms": ["study", "method", "seed", "quantity", "group", "left", "right", "count"],
 }
 
 
 def read(tables: Path, name: TableName) -> pd.DataFrame:
-    """Read `trace.csv` or `histograms.csv`."""
+    """Read `trace.csv`, `measurements.csv` or `histograms.csv`."""
     path = tables / f"{name}.csv"
     return read_table(path, name) if path.exists() else pd.DataFrame(columns=_COLUMNS[name])
 

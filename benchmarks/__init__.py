@@ -1,0 +1,1 @@
+"""Speed and memory of hypergradients beside other libraries: `python -m benchmarks`."""
