@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import cases
 from benchmarks.cases import Array, Case, Data, Quantity
 from benchmarks.reference import Reference
-from benchmarks.worker import Listed, Worker, WorkerError
+from benchmarks.worker import Listed, Worker, WorkerError, give_back
 
 WRONG = (
     1e-2  # relative error from which a result counts as wrong; rounding to single precision stays below a tenth of it
@@ -64,6 +64,7 @@ def measure(chosen: Sequence[Case], contestants: Sequence[str], repeats: int, th
             data = cases.make(case, digits)
             _say(f"{case.name}: reference in double precision")
             reference = Reference(case, data).quantities()
+            give_back()
             measured = _timed(case, data, reference, workers, repeats)
             _say(f"{case.name}: memory")
             for name in contestants:

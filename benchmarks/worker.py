@@ -136,7 +136,9 @@ class _Server:
         return [Listed(entry.label, entry.quantity, entry.note, entry.missing) for entry in entries]
 
     def run(self, label: str, quantity: Quantity) -> Array:
-        return self._built(label, quantity)()
+        result = self._built(label, quantity)()
+        self._settle()
+        return result
 
     def time(self, label: str, quantity: Quantity) -> tuple[float, float]:
         run = self._built(label, quantity)
@@ -146,9 +148,7 @@ class _Server:
         wall, cpu = time.perf_counter(), time.process_time()
         run()
         seconds = time.perf_counter() - wall, time.process_time() - cpu
-        self._cold = resident("VmRSS") > self._before + GIVE_BACK
-        if self._cold:
-            give_back()
+        self._settle()
         return seconds
 
     def memory(self, label: str, quantity: Quantity) -> float:
@@ -158,6 +158,12 @@ class _Server:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         run()
         return (resident("VmHWM") - start) / 1e6
+
+    def _settle(self) -> None:
+        """After a run: make room for the other processes, if it was a large one; the next one is cold then."""
+        self._cold = resident("VmRSS") > self._before + GIVE_BACK
+        if self._cold:
+            give_back()
 
     def _built(self, label: str, quantity: Quantity) -> Run:
         key = label, quantity

@@ -165,8 +165,8 @@ def test_hostile_strings_are_text(text: str) -> None:
 
 
 def test_the_page_reads_in_the_promised_order(text: str, ids: Ids) -> None:
-    order = [name for name in ids.ids if name in ("verdicts", "deck-000", "cost", "provenance")]
-    assert order == ["verdicts", "deck-000", "cost", "provenance"]
+    order = [name for name in ids.ids if name in ("verdicts", "deck-000", "deck-001", "cost", "provenance")]
+    assert order == ["verdicts", "deck-000", "deck-001", "cost", "provenance"]
     titles = [
         "What was asked",
         "The slide's table",
@@ -175,6 +175,12 @@ def test_the_page_reads_in_the_promised_order(text: str, ids: Ids) -> None:
         "Telling clean from corrupted samples",
         "Test accuracy against Jacobian products spent",
         "What differs and why",
+        "The theorem",
+        "Error against the number of inner steps, at fixed λ",
+        "The same for several γ, relative to the exact hypergradient",
+        "Error along an outer optimization",
+        "Which reading of the theorem holds",
+        "Errors and the bound",
         "All metrics",
     ]
     heads = re.findall(r'<h3><a href="#deck-000[^>]*>([^<]+)', text)
@@ -221,7 +227,7 @@ def test_the_slides_table_sets_the_figure_beside_both_protocols(text: str, resul
 
 
 def test_gaps_and_single_seeds_are_visible_in_tables(text: str) -> None:
-    metrics = section(text, "deck-000-8-cleaning_corrected", "cost")
+    metrics = section(text, "deck-000-14-cleaning_corrected", "deck-001")
     assert row(metrics, "γ = 1").count("not run") == 5
     assert re.search(r"0\.8\d\d — n = 1", row(metrics, "Exact"))
 
