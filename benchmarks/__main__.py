@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three or four inner steps and one round: does it run?")
     parser.add_argument("--cases", nargs="+", choices=CASES, metavar="CASE", help=f"of {', '.join(CASES)}")
     parser.add_argument("--contestants", nargs="+", choices=NAMES, default=NAMES, help="libraries to measure")
-    parser.add_argument("--repeats", type=_positive, help="rounds of timing (default 7)")
+    parser.add_argument("--repeats", type=_positive, help="rounds of timing (default 5)")
     parser.add_argument("--threads", type=_positive, default=2, help="threads, and cores, of each library (default 2)")
     parser.add_argument("--output", type=Path, default=Path("results/bench"), help="folder of bench.csv and bench.json")
     options = parser.parse_args()
@@ -28,7 +28,7 @@ def main() -> None:
     if options.threads > available:
         parser.error(f"--threads {options.threads}: there are {available} cores; ask for no more")
     chosen = [CASES[name] for name in options.cases] if options.cases else QUICK if options.quick else FULL
-    repeats = options.repeats or (1 if options.quick else 7)
+    repeats = options.repeats or (1 if options.quick else 5)
     about = report.machine(options.threads, repeats)
     results = measure(chosen, options.contestants, repeats, options.threads)
     report.write(options.output, results, about)

@@ -80,6 +80,7 @@ def measure(chosen: Sequence[Case], contestants: Sequence[str], repeats: int, th
 def _timed(
     case: Case, data: Data, reference: dict[Quantity, Array], workers: dict[str, Worker], repeats: int
 ) -> list[Result]:
+    _say(f"{case.name}: first runs, which warm up and show whether results are right")
     results = [result for name, worker in workers.items() for result in _opened(case, data, name, worker)]
     for result in results:
         _attempt(result, lambda result=result: _check(result, workers[result.contestant], reference))  # type: ignore[misc]

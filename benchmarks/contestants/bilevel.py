@@ -60,7 +60,7 @@ def _run(problem: PyTorchProblem, method: Hypergradient, state_wanted: bool) -> 
         return problem.data_loss(problem.logits(problem.split(params), batch[0]), batch[1], None)
 
     penalty = bilevel.penalties.L2() if problem.case.model == "mlp" else None
-    bilevel_problem = bilevel.Problem(inner_loss, outer_loss, penalty)
+    bilevel_problem = bilevel.traced(bilevel.Problem(inner_loss, outer_loss, penalty))
 
     def run() -> Array:
         state = optimizer.init(problem.flat_params)

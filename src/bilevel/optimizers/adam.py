@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.optimizers.base import STRICT, GradientOptimizer
-from bilevel.optimizers.learned import Decay, LearningRate, counts, learned, pull_back, value_of
+from bilevel.optimizers.learned import Decay, LearningRate, add_scaled_, counts, learned, pull_back, value_of
 
 SENSITIVE = 200
 """Roundings of the largest gradient entry, below which √v̂ + ε makes them seen: at half a percent."""
@@ -60,10 +60,10 @@ class Adam(GradientOptimizer):
         params, mean, square = state[..., 0, :], state[..., 1, :], state[..., 2, :]
         count = self._count(state)
         rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
-        self._average_(mean, square, _decayed(gradient, params, decay), count)
+        self._add_(mean.mul_(self.beta1), square.mul_(self.beta2), _decayed(gradient, params, decay), count)
         if count is not None:
             count.add_(1)
-        params.sub_(mean / self._divisor(square.sqrt(), rate, count))
+        params.addcdiv_(mean, self._divisor(square.sqrt(), rate, count), value=-1)
 
     def adjoint_(
         self, cotangent: Tensor, taped: Tensor, gradient: Tensor | None, hyper: Tensor, to_hyper: Tensor | None
@@ -73,12 +73,12 @@ class Adam(GradientOptimizer):
         if gradient.dtype != cotangent.dtype:
             return self._wide_adjoint_(cotangent, taped, gradient, hyper, to_hyper)
         r, q1, q2 = cotangent[..., 0, :], cotangent[..., 1, :], cotangent[..., 2, :]
-        params, mean, square = taped[..., 0, :], taped[..., 1, :].clone(), taped[..., 2, :].clone()
+        params, mean, square = taped[..., 0, :], taped[..., 1, :] * self.beta1, taped[..., 2, :] * self.beta2
         before = self._count(taped)
         after = None if before is None else before + 1
         rate, decay = value_of(self.learning_rate, hyper, before), value_of(self.weight_decay, hyper, before)
         descended = _decayed(gradient, params, decay)
-        self._average_(mean, square, descended, before)
+        self._add_(mean, square, descended, before)
         share1, share2 = self._shares(before)
         first, second = self._corrections(after)
 
@@ -88,10 +88,12 @@ class Adam(GradientOptimizer):
             pull_back(self.learning_rate, -r * mean / (divisor * rate), hyper, before, to_hyper)
         scaled = r / divisor
         q1.sub_(scaled)
-        # v_t = 0: a quotient of zero, where 0/0 would stand
-        root.masked_fill_(root == 0, torch.inf)
-        q2.addcmul_(scaled, mean.div_(root.mul_(divisor)).mul_(first / (rate * 2 * second**0.5)))
-        by_gradient = (q1 * share1).addcmul_(descended * (share2 * 2), q2)
+        # v_t = 0: zero over something, where 0/0 would stand; no other root is as small
+        root.clamp_min_(1e-200 if root.dtype == torch.float64 else 1e-30)
+        quotient = mean.div_(root.mul_(divisor))
+        _add_product_(q2, scaled, quotient, first / (rate * 2 * second**0.5))
+        by_gradient = q1 * share1
+        _add_product_(by_gradient, descended, q2, share2 * 2)
         q1.mul_(self.beta1)
         q2.mul_(self.beta2)
         if learned(self.weight_decay):
@@ -103,11 +105,7 @@ class Adam(GradientOptimizer):
     def _divisor(self, root: Tensor, rate: float | Tensor, count: Tensor | None) -> Tensor:
         """(√v̂_t + ε) c₁ / η, by which m_t is divided; `root` is √v_t, `count` is t."""
         first, second = self._corrections(count)
-        scale, shift = first / (rate * second**0.5), self.epsilon * first / rate
-        if isinstance(scale, Tensor):
-            return torch.addcmul(torch.as_tensor(shift), root, scale)
-        divisor: Tensor = root * scale + shift
-        return divisor
+        return (root * (first / (rate * second**0.5))).add_(self.epsilon * first / rate)
 
     def is_sensitive(self, taped: Tensor, gradient: Tensor) -> bool:
         """In single precision, where √v̂_t + ε of some weight is near the rounding of g_t."""
@@ -137,31 +135,32 @@ class Adam(GradientOptimizer):
             to_hyper.add_(more)
         return result.to(cotangent.dtype)
 
-    def _average_(self, mean: Tensor, square: Tensor, descended: Tensor, count: Tensor | None) -> None:
+    def _add_(self, mean: Tensor, square: Tensor, descended: Tensor, count: Tensor | None) -> None:
+        """The share of a_t, for averages that are multiplied by β₁ and β₂ already."""
         share1, share2 = self._shares(count)
-        mean.mul_(self.beta1)
-        square.mul_(self.beta2)
-        if isinstance(share1, Tensor) or isinstance(share2, Tensor):
-            mean.add_(descended * share1)
-            square.add_(descended * descended * share2)
-        else:
-            mean.add_(descended, alpha=share1)
-            square.addcmul_(descended, descended, value=share2)
+        add_scaled_(mean, descended, share1)
+        _add_product_(square, descended, descended, share2)
 
     def _shares(self, count: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
         """Weights of a_t in m_t and v_t; `count` is the number of steps done before this one."""
         share1, share2 = 1 - self.beta1, 1 - self.beta2
         if self.bias != "first_gradient" or count is None:
             return share1, share2
-        first = count == 0
-        return tuple(torch.where(first, torch.ones_like(count), share) for share in (share1, share2))  # type: ignore[return-value]
+        number = _number(count)
+        if isinstance(number, float):
+            return (1.0, 1.0) if number == 0 else (share1, share2)
+        first, one = number == 0, torch.ones_like(number)
+        return torch.where(first, one, share1), torch.where(first, one, share2)
 
     def _corrections(self, count: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
         """c₁ and c₂; `count` is the number of steps with this one."""
         if self.bias != "corrected" or count is None:
             return 1.0, 1.0
         # expm1, since 1 − β₂ᵗ loses four digits of single precision at first
-        return -torch.expm1(count * _log(self.beta1)), -torch.expm1(count * _log(self.beta2))
+        number = _number(count)
+        if isinstance(number, float):
+            return -math.expm1(number * _log(self.beta1)), -math.expm1(number * _log(self.beta2))
+        return -torch.expm1(number * _log(self.beta1)), -torch.expm1(number * _log(self.beta2))
 
     @property
     def _counts(self) -> bool:
@@ -173,6 +172,24 @@ class Adam(GradientOptimizer):
 
 def _log(beta: float) -> float:
     return math.log(beta) if beta > 0 else -math.inf
+
+
+def _number(count: Tensor) -> float | Tensor:
+    """The count of one seed as a number, where that costs nothing: operations with numbers are faster."""
+    if count.numel() > 1 or count.device.type != "cpu":
+        return count
+    try:
+        return float(count.real if count.is_complex() else count)
+    except RuntimeError:  # within torch.func.vmap
+        return count
+
+
+def _add_product_(to: Tensor, left: Tensor, right: Tensor, factor: float | Tensor) -> None:
+    """to += factor · left · right, elementwise."""
+    if isinstance(factor, Tensor):
+        to.addcmul_(left * factor, right)
+    else:
+        to.addcmul_(left, right, value=factor)
 
 
 def _decayed(gradient: Tensor, params: Tensor, decay: float | Tensor) -> Tensor:
