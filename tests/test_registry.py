@@ -31,9 +31,7 @@ def hashes() -> dict[tuple[str, str], str]:
     registry._imports.cache_clear()
     registry._canonical.cache_clear()
     return {
-        (task, method): registry.run_code_hash(task, method)
-        for task in TASKS
-        for method in registry.method_names()
+        (task, method): registry.run_code_hash(task, method) for task in TASKS for method in registry.method_names()
     }
 
 

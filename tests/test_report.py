@@ -317,7 +317,16 @@ def test_decks_file_and_registered_figures_agree() -> None:
 
 @pytest.mark.parametrize(
     ("value", "digits", "expected"),
-    [(-0.04, 1, "0.0"), (-1.25, 2, "−1.25"), (1234, 0, "1234"), (-12345.6, 1, "−12\u202f345.6"), (0, 0, "0")],
+    [
+        (-0.04, 1, "0.0"),
+        (-1.25, 2, "−1.25"),
+        (1234, 0, "1234"),
+        (-12345.6, 1, "−12\u202f345.6"),
+        (0, 0, "0"),
+        (0.0, 6, "0.000000"),
+        (-2.34e-9, 6, "−2.3·10⁻⁹"),
+        (2e-6, 6, "0.000002"),
+    ],
 )
 def test_decimals(value: float, digits: int, expected: str) -> None:
     assert words.decimal(value, digits) == expected

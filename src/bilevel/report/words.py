@@ -11,15 +11,27 @@ from markupsafe import Markup, escape
 from bilevel.report.decks import Metric
 
 DASH = "—"
+SMALL = 4
+"""Digits from which on a value that they would show as zero is written with a power of ten."""
 _CODE = re.compile(r"`([^`]+)`")
 _EMPHASIS = re.compile(r"(?<!\w)\*([^*\s](?:[^*]*[^*\s])?)\*(?!\w)")
 
 
 def decimal(value: float, digits: int) -> str:
-    """`-1234.5` as `−1 234.5`: a true minus, thin spaces from five digits on, no minus before a zero."""
+    """`-1234.5` as `−1 234.5`: a true minus, thin spaces from five digits on, no minus before a zero.
+
+    With `SMALL` digits or more, `2.34e-9` as `2.3·10⁻⁹`.
+    """
     text = f"{abs(value):,.{digits}f}"
+    if digits >= SMALL and value and not text.strip("0."):
+        text = _power(abs(value))
     text = text.replace(",", "\u202f" if abs(value) >= 10_000 else "")
     return f"−{text}" if value < 0 and text.strip("0.") else text
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}·10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def signed(value: float, digits: int) -> str:
