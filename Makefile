@@ -25,7 +25,7 @@ report: $(READY)
 	@echo "report: $(CURDIR)/results/report.html"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 bench: $(BENCH_READY)
 	PYTHONPATH=src .venv-bench/bin/python -m benchmarks $(BENCH)

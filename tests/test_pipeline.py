@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "config.yaml", "workflow", "profiles", "src", "report", "envs")
 SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
 
-# all of them on one worker, one after another: they share one copy of the tree
-pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("pipeline")]
+# they share one copy of the tree, so that `make test` gives a worker whole files (--dist loadfile)
+pytestmark = pytest.mark.pipeline
 
 
 class Tree:

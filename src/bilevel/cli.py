@@ -140,6 +140,11 @@ def _run(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         record=record,
     )
+    good = int(result.alive.sum())
+    print(
+        f"{arguments.study} {arguments.method}: {good} of {len(arguments.seeds)} seeds ok, {record['seconds']:.1f} s",
+        file=sys.stderr,
+    )
 
 
 def _digests(data: Path | None) -> dict[str, Any]:
