@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.penalties import FixedPenalty
-from bilevel.problem import Batch, Loss, Problem, lift, lift_function, map_batch
-from bilevel.tracing import LinearRecording, Recording, TracedProblem, leaves_of
+from bilevel.problem import Batch, Loss, Problem, gradients, leaves_of, lift, lift_function, map_batch
+from bilevel.tracing import LinearRecording, Recording, TracedProblem
 
 
 class OuterGradient(NamedTuple):
@@ -61,7 +61,7 @@ class Derivatives:
 
     def _computed(self, params: Tensor, batch: Batch) -> Tensor:
         leaf = _leaf(params)
-        (gradient,) = _gradients(self._inner_loss(leaf, _constant(self.hyper), batch), [leaf])
+        (gradient,) = gradients(self._inner_loss(leaf, _constant(self.hyper), batch), [leaf])
         self.cost.gradients += 1
         return _with_penalty(self.penalty, gradient.view_as(params), params)
 
@@ -89,7 +89,7 @@ class Derivatives:
         """L₁, (S,), and ∂L₁/∂w, (S, P), for the price of the gradient."""
         leaf = _leaf(params)
         loss = self._inner_loss(leaf, _constant(self.hyper), batch)
-        (gradient,) = _gradients(loss, [leaf])
+        (gradient,) = gradients(loss, [leaf])
         self.cost.gradients += 1
         return self._whole(loss, params), _with_penalty(self.penalty, gradient.view_as(params), params)
 
@@ -104,7 +104,7 @@ class Derivatives:
             return replayed
         leaves = [_leaf(params), _leaf(self.hyper)]
         loss = self._outer_loss(leaves[0], leaves[1], batch)
-        by_params, by_hyper = _gradients(loss, leaves)
+        by_params, by_hyper = gradients(loss, leaves)
         self.cost.gradients += 1
         return OuterGradient(
             loss.detach().view(params.shape[0]), by_params.view_as(params), by_hyper.view_as(self.hyper)
@@ -130,7 +130,7 @@ class Derivatives:
     def inner_hyper_gradient(self, params: Tensor, batch: Batch) -> Tensor:
         """∂L₁/∂λ without the penalty's part, (S, H); counted as a gradient."""
         leaf = _leaf(self.hyper)
-        (gradient,) = _gradients(self._inner_loss(_constant(params), leaf, batch), [leaf])
+        (gradient,) = gradients(self._inner_loss(_constant(params), leaf, batch), [leaf])
         self.cost.gradients += 1
         return gradient.view_as(self.hyper)
 
@@ -192,7 +192,7 @@ class Linearization:
         self._penalty, self._cost, self._params = penalty, cost, params.detach()
         self._leaves = (_leaf(params), _leaf(hyper))
         loss = inner_loss(*self._leaves, batch)
-        (self._gradient,) = _gradients(loss, [self._leaves[0]], create_graph=True)
+        (self._gradient,) = gradients(loss, [self._leaves[0]], create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -270,7 +270,7 @@ class PushForward:
     ) -> None:
         self._penalty, self._cost, self._params = penalty, cost, params.detach()
         self._leaves = (_leaf(params), _leaf(hyper))
-        self._gradients = _gradients(inner_loss(*self._leaves, batch), list(self._leaves), create_graph=True)
+        self._gradients = gradients(inner_loss(*self._leaves, batch), list(self._leaves), create_graph=True)
 
     @property
     def gradient(self) -> Tensor:
@@ -348,7 +348,7 @@ class GaussNewton:
                 "inner_output_loss of inner_outputs must be the inner loss (without the penalty): found "
                 f"{loss.detach().flatten()[0]:.6g} and {whole.flatten()[0]:.6g}"
             )
-        (self._by_outputs,) = _gradients(loss, [self._free_outputs], create_graph=True)
+        (self._by_outputs,) = gradients(loss, [self._free_outputs], create_graph=True)
         # Jᵀu as a function of u, so that its own transpose gives J v
         self._dummy = torch.zeros_like(self._outputs).requires_grad_()
         self._pulled_back = _transposed(self._outputs, self._leaf, self._dummy, create_graph=True)
@@ -393,14 +393,6 @@ def _constant(tensor: Tensor) -> Tensor:
 
 def _leaf(tensor: Tensor) -> Tensor:
     return _constant(tensor).requires_grad_()
-
-
-def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradients of the sum over seeds, zero for what the loss does not depend on."""
-    if not loss.requires_grad:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    total = loss if loss.dim() == 0 else loss.sum()
-    return torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
 def _transposed(value: Tensor, leaf: Tensor, cotangent: Tensor, create_graph: bool = False) -> Tensor:

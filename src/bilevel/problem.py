@@ -58,6 +58,14 @@ def lift_function(function: Loss, seeds: int) -> Loss:
     return single if seeds == 1 else several
 
 
+def gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients of the sum over seeds, zero for what the loss does not depend on."""
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+    total = loss if loss.dim() == 0 else loss.sum()
+    return torch.autograd.grad(total, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
+
+
 def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Any:
     """Apply `function` to every tensor of a batch, keeping its structure; whatever is no tensor becomes None."""
     if isinstance(batch, Tensor):
@@ -71,6 +79,13 @@ def map_batch(function: Callable[[Tensor], Any], batch: Batch) -> Any:
     if batch is None:
         return None
     raise TypeError(f"a batch is a tensor, None, or a tuple, list or dict of these; got {type(batch).__name__}")
+
+
+def leaves_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    found: list[Tensor] = []
+    map_batch(found.append, batch)
+    return found
 
 
 def _first(tensor: Tensor) -> Tensor:

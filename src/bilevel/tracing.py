@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bilevel.problem import Batch, Loss, Problem, map_batch
+from bilevel.problem import Batch, Loss, Problem, gradients, leaves_of, map_batch
 
 aten = torch.ops.aten
 _VIEWS = {
@@ -140,7 +140,7 @@ class LinearRecording:
             *rest, vector = leaves
             sources = [w.detach().requires_grad_(), h.detach().requires_grad_()]
             value = loss(sources[0], sources[1], _rebuilt(batch, rest))
-            (gradient,) = _gradients(value, sources[:1], create_graph=True)
+            (gradient,) = gradients(value, sources[:1], create_graph=True)
             if not gradient.requires_grad:
                 return [gradient, *(torch.zeros_like(leaf) for leaf in sources)]
             products = torch.autograd.grad(gradient, sources, vector, allow_unused=True, materialize_grads=True)
@@ -162,7 +162,7 @@ class LinearRecording:
 def _record_gradient(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording:
     def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
         w = w.detach().requires_grad_()
-        return [*_gradients(loss(w, h, _rebuilt(batch, leaves)), [w])]
+        return [*gradients(loss(w, h, _rebuilt(batch, leaves)), [w])]
 
     return Recording(_made(function, [params, hyper, *leaves_of(batch)]), 1, accumulate=False)
 
@@ -171,16 +171,9 @@ def _record_outer(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Re
     def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
         sources = [w.detach().requires_grad_(), h.detach().requires_grad_()]
         value = loss(sources[0], sources[1], _rebuilt(batch, leaves))
-        return [value.detach().reshape(-1), *_gradients(value, sources)]
+        return [value.detach().reshape(-1), *gradients(value, sources)]
 
     return Recording(_made(function, [params, hyper, *leaves_of(batch)]), 3, accumulate=False)
-
-
-def leaves_of(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch, in order."""
-    found: list[Tensor] = []
-    map_batch(found.append, batch)
-    return found
 
 
 def _rebuilt(batch: Batch, leaves: Iterable[Tensor]) -> Batch:
@@ -200,12 +193,6 @@ def _described(batch: Batch) -> Any:
 
 def _signature(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-
-
-def _gradients(loss: Tensor, leaves: list[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
-    if not loss.requires_grad:
-        return tuple(torch.zeros_like(leaf) for leaf in leaves)
-    return torch.autograd.grad(loss.sum(), leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
 
 
 # --- making a graph
@@ -370,10 +357,7 @@ def _forward(module: fx.GraphModule, kept: list[Node]) -> fx.GraphModule:
     """(w, h, batch) -> gradient, *kept."""
     graph = fx.Graph()
     after = _reached(module.graph, _placeholders(module.graph)[-1])
-    copies: dict[Node, Node] = {}
-    for node in _nodes(module.graph):
-        if node not in after and node.op != "output":
-            copies[node] = graph.node_copy(node, lambda other: copies[other])
+    copies = _copied(graph, [node for node in _nodes(module.graph) if node not in after], {})
     graph.output([copies[_results(module.graph)[0]], *(copies[node] for node in kept)])
     return _cleaned(module, graph)
 
@@ -385,9 +369,7 @@ def _backward(module: fx.GraphModule, kept: list[Node]) -> fx.GraphModule:
     for node in kept:
         copies[node] = graph.placeholder(f"kept_{node.name}")
         copies[node].meta.update(node.meta)
-    for node in _nodes(module.graph):
-        if node not in copies and node.op != "output":
-            copies[node] = graph.node_copy(node, lambda other: copies[other])
+    _copied(graph, _nodes(module.graph), copies)
     graph.output([copies[node] for node in _results(module.graph)])
     return _cleaned(module, graph)
 
@@ -395,13 +377,18 @@ def _backward(module: fx.GraphModule, kept: list[Node]) -> fx.GraphModule:
 def _with_outputs(module: fx.GraphModule, chosen: list[int]) -> fx.GraphModule:
     """The same with some of its results only."""
     graph = fx.Graph()
-    copies: dict[Node, Node] = {}
-    for node in _nodes(module.graph):
-        if node.op != "output":
-            copies[node] = graph.node_copy(node, lambda other: copies[other])
+    copies = _copied(graph, _nodes(module.graph), {})
     results = _results(module.graph)
     graph.output([copies[results[index]] for index in chosen])
     return _cleaned(module, graph)
+
+
+def _copied(graph: fx.Graph, nodes: Iterable[Node], copies: dict[Node, Node]) -> dict[Node, Node]:
+    """`copies` with those of the other nodes, which are put into `graph`; not of the output."""
+    for node in nodes:
+        if node not in copies and node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    return copies
 
 
 def _cleaned(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
@@ -426,9 +413,7 @@ def _hoist(module: fx.GraphModule) -> fx.GraphModule:
     ]
     before = fx.Graph()
     copies = {hyper: before.placeholder("hyper")}
-    for node in _nodes(graph):
-        if node in alone and node is not hyper:
-            copies[node] = before.node_copy(node, lambda other: copies[other])
+    _copied(before, [node for node in _nodes(graph) if node in alone], copies)
     before.output(tuple(copies[node] for node in crossing))
     last = placeholders[-1]
     for node in crossing:

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, cotangent_of
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, linear_step_
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 
@@ -42,10 +42,7 @@ class Aggregated(Hypergradient):
         total = torch.zeros_like(derivatives.hyper)
         state = state.clone()
         for index in range(len(batches)):
-            step = optimizer.linearize(derivatives, state.clone(), batches[index])
-            step.advance_(state)
-            outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-            cotangent = cotangent_of(optimizer, state, outer.params)
+            step, outer, cotangent = linear_step_(derivatives, optimizer, state, batches[index], outer_batch)
             step.pull_back_(cotangent, total.mul_(self.gamma), to_state=False)
         return Estimate(state, outer.hyper + total, outer.loss, derivatives.cost)
 

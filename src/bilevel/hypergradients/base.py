@@ -13,8 +13,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from bilevel.cost import Cost
-from bilevel.derivatives import Derivatives
-from bilevel.optimizers import Optimizer
+from bilevel.derivatives import Derivatives, OuterGradient
+from bilevel.optimizers import LinearStep, Optimizer
 from bilevel.problem import Batch, Problem, map_batch
 from bilevel.settings import Configurable
 
@@ -137,6 +137,16 @@ def advance(
     for index in range(count):
         optimizer.advance_(derivatives, state, batches[index])
     return state
+
+
+def linear_step_(
+    derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batch: Batch, outer_batch: Batch
+) -> tuple[LinearStep, OuterGradient, Tensor]:
+    """One inner step, `state` in place: the step linearized, L₂ where it leads, and dL₂/ds there (S, slots, P)."""
+    step = optimizer.linearize(derivatives, state.clone(), batch)
+    step.advance_(state)
+    outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
+    return step, outer, cotangent_of(optimizer, state, outer.params)
 
 
 def cotangent_of(optimizer: Optimizer, state: Tensor, params_cotangent: Tensor) -> Tensor:

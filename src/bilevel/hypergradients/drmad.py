@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
-from bilevel.hypergradients.reverse import reverse_sweep
+from bilevel.hypergradients.reverse import estimate_back
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 
@@ -36,9 +36,7 @@ class DrMAD(Hypergradient):
         state = advance(derivatives, optimizer, state, batches, len(batches))
         derivatives.cost.hold(2)
         line = Line(first, state, len(batches))
-        outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-        hypergradient = reverse_sweep(derivatives, optimizer, state, line, batches, outer)
-        return Estimate(state, hypergradient, outer.loss, derivatives.cost)
+        return estimate_back(derivatives, optimizer, state, line, batches, outer_batch)
 
 
 class Line(Sequence[Tensor]):

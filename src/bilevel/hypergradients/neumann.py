@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, cotangent_of
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, linear_step_
 from bilevel.optimizers import LinearStep, Optimizer
 from bilevel.problem import Batch
 
@@ -52,10 +52,8 @@ class Neumann(Hypergradient):
         total = torch.zeros_like(derivatives.hyper)
         for index in range(len(batches) - count, len(batches)):
             if self.step_size is None:
-                step = optimizer.linearize(derivatives, state.clone(), batches[index])
-                step.advance_(state)
-                outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-                self._add_by_step(step, cotangent_of(optimizer, state, outer.params), total)
+                step, outer, cotangent = linear_step_(derivatives, optimizer, state, batches[index], outer_batch)
+                self._add_by_step(step, cotangent, total)
             else:
                 optimizer.advance_(derivatives, state, batches[index])
                 outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)

@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bilevel.derivatives import Derivatives, OuterGradient
-from bilevel.hypergradients.base import cotangent_of
+from bilevel.derivatives import Derivatives
+from bilevel.hypergradients.base import Estimate, cotangent_of
 from bilevel.hypergradients.tape import DiskTape
 from bilevel.optimizers import GradientOptimizer, LinearStep, Optimizer
-from bilevel.problem import Batch
-from bilevel.tracing import leaves_of
+from bilevel.problem import Batch, leaves_of
 
 KEPT_BYTES = 2**26
 """What steps may keep for their products if that is more than the tape itself."""
@@ -82,21 +81,21 @@ def taped_part(optimizer: Optimizer, state: Tensor) -> Tensor:
     return state.narrow(-2, 0, optimizer.tape_slots)
 
 
-def reverse_sweep(
+def estimate_back(
     derivatives: Derivatives,
     optimizer: Optimizer,
     state: Tensor,
     tape: Sequence[Tensor] | Tensor | DiskTape,
     batches: Sequence[Batch],
-    outer: OuterGradient,
+    outer_batch: Batch,
     steps: Mapping[int, LinearStep] = MappingProxyType({}),
-) -> Tensor:
-    """∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T over the steps in `batches`, last to first.
+) -> Estimate:
+    """∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T over the steps in `batches`, last to first, at the last `state`.
 
     tape[t]: the leading slots of the state (S, tape_slots or more, P) at which the Jacobians of step t are taken; one
         at a time is looked at. steps: those of them that are linearized already.
-    Returns (S, H).
     """
+    outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
     hypergradient = outer.hyper.clone()
     cotangent = cotangent_of(optimizer, state, outer.params)
     for index in reversed(range(len(batches))):
@@ -104,4 +103,4 @@ def reverse_sweep(
         # nothing comes before the first step: its A is not needed
         step.pull_back_(cotangent, hypergradient, to_state=index > 0)
         del step  # one graph at a time
-    return hypergradient
+    return Estimate(state, hypergradient, outer.loss, derivatives.cost)

@@ -10,8 +10,8 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, cotangent_of
-from bilevel.hypergradients.reverse import reverse_sweep, train
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, linear_step_
+from bilevel.hypergradients.reverse import estimate_back, train
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 
@@ -42,19 +42,15 @@ class Truncated(Hypergradient):
             return _last_step(derivatives, optimizer, state, batches[len(batches) - 1], outer_batch)
         last = [batches[index] for index in range(len(batches) - kept, len(batches))]
         state, (tape, steps) = train(derivatives, optimizer, state, last)
-        outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-        hypergradient = reverse_sweep(derivatives, optimizer, state, tape, last, outer, steps)
-        return Estimate(state, hypergradient, outer.loss, derivatives.cost)
+        return estimate_back(derivatives, optimizer, state, tape, last, outer_batch, steps)
 
 
 def _last_step(
     derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batch: Batch, outer_batch: Batch
 ) -> Estimate:
-    step = optimizer.linearize(derivatives, state.clone(), batch)
-    step.advance_(state)
-    outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
+    step, outer, cotangent = linear_step_(derivatives, optimizer, state, batch, outer_batch)
     hypergradient = outer.hyper.clone()
-    step.pull_back_(cotangent_of(optimizer, state, outer.params), hypergradient, to_state=False)
+    step.pull_back_(cotangent, hypergradient, to_state=False)
     return Estimate(state, hypergradient, outer.loss, derivatives.cost)
 
 

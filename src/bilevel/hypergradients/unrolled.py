@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient
-from bilevel.hypergradients.reverse import reverse_sweep, taped_part, train, train_on
+from bilevel.hypergradients.reverse import estimate_back, taped_part, train, train_on
 from bilevel.hypergradients.tape import DiskTape
-from bilevel.optimizers import LinearStep, Optimizer
+from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 
 
@@ -55,25 +55,11 @@ class Unrolled(Hypergradient):
     ) -> Estimate:
         if self.store == "memory":
             state, (tape, steps) = train(derivatives, optimizer, state, batches)
-            return _reversed(derivatives, optimizer, state, tape, steps, batches, outer_batch)
+            return estimate_back(derivatives, optimizer, state, tape, batches, outer_batch, steps)
         derivatives.cost.hold(1)
         with DiskTape(len(batches), taped_part(optimizer, state), self.folder) as disk:
             state = train_on(disk, derivatives, optimizer, state, batches)
-            return _reversed(derivatives, optimizer, state, disk, {}, batches, outer_batch)
-
-
-def _reversed(
-    derivatives: Derivatives,
-    optimizer: Optimizer,
-    state: Tensor,
-    tape: Tensor | DiskTape,
-    steps: dict[int, LinearStep],
-    batches: Sequence[Batch],
-    outer_batch: Batch,
-) -> Estimate:
-    outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-    hypergradient = reverse_sweep(derivatives, optimizer, state, tape, batches, outer, steps)
-    return Estimate(state, hypergradient, outer.loss, derivatives.cost)
+            return estimate_back(derivatives, optimizer, state, disk, batches, outer_batch)
 
 
 METHOD = Unrolled
