@@ -43,6 +43,8 @@ class Adam(GradientOptimizer):
     Source: Kingma and Ba 2015; deck 001.
     """
 
+    vectors = 3
+
     learning_rate: LearningRate
     beta1: Beta = 0.9
     beta2: Beta = 0.999
@@ -51,14 +53,14 @@ class Adam(GradientOptimizer):
     bias: Literal["corrected", "uncorrected", "first_gradient"] = "corrected"
 
     @property
-    def slots(self) -> int:
-        """3, or 4 where the step number matters."""
-        return 4 if self._counts else 3
+    def counts(self) -> bool:
+        """Unless `uncorrected` with no schedule."""
+        return self.bias != "uncorrected" or counts(self.learning_rate, self.weight_decay)
 
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
         """One step in place."""
         params, mean, square = state[..., 0, :], state[..., 1, :], state[..., 2, :]
-        count = self._count(state)
+        count = self.count(state)
         rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
         self._add_(mean.mul_(self.beta1), square.mul_(self.beta2), _decayed(gradient, params, decay), count)
         if count is not None:
@@ -74,7 +76,7 @@ class Adam(GradientOptimizer):
             return self._wide_adjoint_(cotangent, taped, gradient, hyper, to_hyper)
         r, q1, q2 = cotangent[..., 0, :], cotangent[..., 1, :], cotangent[..., 2, :]
         params, mean, square = taped[..., 0, :], taped[..., 1, :] * self.beta1, taped[..., 2, :] * self.beta2
-        before = self._count(taped)
+        before = self.count(taped)
         after = None if before is None else before + 1
         rate, decay = value_of(self.learning_rate, hyper, before), value_of(self.weight_decay, hyper, before)
         descended = _decayed(gradient, params, decay)
@@ -111,7 +113,7 @@ class Adam(GradientOptimizer):
         """In single precision, where √v̂_t + ε of some weight is near the rounding of g_t."""
         if gradient.dtype == torch.float64 or gradient.is_complex():
             return False
-        count = self._count(taped)
+        count = self.count(taped)
         second = self._corrections(None if count is None else count + 1)[1]
         noise = SENSITIVE * torch.finfo(gradient.dtype).eps * gradient.abs().amax(-1, keepdim=True)
         kept = taped[..., 2, :].amin(-1, keepdim=True) * self.beta2
@@ -161,13 +163,6 @@ class Adam(GradientOptimizer):
         if isinstance(number, float):
             return -math.expm1(number * _log(self.beta1)), -math.expm1(number * _log(self.beta2))
         return -torch.expm1(number * _log(self.beta1)), -torch.expm1(number * _log(self.beta2))
-
-    @property
-    def _counts(self) -> bool:
-        return self.bias != "uncorrected" or counts(self.learning_rate, self.weight_decay)
-
-    def _count(self, state: Tensor) -> Tensor | None:
-        return state[..., 3, :1] if self._counts else None
 
 
 def _log(beta: float) -> float:

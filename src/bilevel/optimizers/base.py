@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from pydantic import ConfigDict
 from torch import Tensor
@@ -77,6 +78,23 @@ class GradientOptimizer(Optimizer):
     A subclass gives the update as a function of state and gradient, and the adjoint of that function in closed form;
     what the gradient itself depends on is added here.
     """
+
+    vectors: ClassVar[int]
+    """Number of slots without the count of steps."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> bool:
+        """Whether steps are counted, in the first entry of one more slot, the last one."""
+
+    @property
+    def slots(self) -> int:
+        """Vectors of the state, and a slot for the count where steps are counted."""
+        return self.vectors + self.counts
+
+    def count(self, state: Tensor) -> Tensor | None:
+        """Number of steps done, (..., 1), a view; None where they are not counted."""
+        return state[..., -1, :1] if self.counts else None
 
     @property
     def adjoint_reads_gradient(self) -> bool:

@@ -30,15 +30,17 @@ class Momentum(GradientOptimizer):
     dL/da_t = p − η r; then (r + ω dL/da_t, μ p) passes to (w, m)_{t−1}.
     """
 
+    vectors = 2
+
     learning_rate: LearningRate
     momentum: MomentumFactor = 0.9
     weight_decay: Decay = 0.0
     nesterov: bool = False
 
     @property
-    def slots(self) -> int:
-        """2, or 3 with a schedule."""
-        return 3 if self._counts else 2
+    def counts(self) -> bool:
+        """With a schedule."""
+        return counts(self.learning_rate, self.momentum, self.weight_decay)
 
     @property
     def tape_slots(self) -> int:
@@ -52,7 +54,7 @@ class Momentum(GradientOptimizer):
 
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
         """One step in place."""
-        params, velocity, count = state[..., 0, :], state[..., 1, :], self._count(state)
+        params, velocity, count = state[..., 0, :], state[..., 1, :], self.count(state)
         rate = value_of(self.learning_rate, hyper, count)
         factor = value_of(self.momentum, hyper, count)
         decay = value_of(self.weight_decay, hyper, count)
@@ -73,7 +75,7 @@ class Momentum(GradientOptimizer):
     ) -> Tensor:
         """See the class."""
         by_params, by_velocity = cotangent[..., 0, :], cotangent[..., 1, :]
-        count = self._count(taped)
+        count = self.count(taped)
         rate = value_of(self.learning_rate, hyper, count)
         factor = value_of(self.momentum, hyper, count)
         decay = value_of(self.weight_decay, hyper, count)
@@ -90,7 +92,7 @@ class Momentum(GradientOptimizer):
     def _pull_back_settings(
         self, r: Tensor, q: Tensor, taped: Tensor, gradient: Tensor, hyper: Tensor, to_hyper: Tensor | None
     ) -> None:
-        params, velocity, count = taped[..., 0, :], taped[..., 1, :], self._count(taped)
+        params, velocity, count = taped[..., 0, :], taped[..., 1, :], self.count(taped)
         rate = value_of(self.learning_rate, hyper, count)
         factor = value_of(self.momentum, hyper, count)
         descended = gradient + params * value_of(self.weight_decay, hyper, count)
@@ -109,13 +111,6 @@ class Momentum(GradientOptimizer):
     @property
     def _learned(self) -> bool:
         return learned(self.learning_rate, self.momentum, self.weight_decay)
-
-    @property
-    def _counts(self) -> bool:
-        return counts(self.learning_rate, self.momentum, self.weight_decay)
-
-    def _count(self, state: Tensor) -> Tensor | None:
-        return state[..., 2, :1] if self._counts else None
 
 
 def _minus_scaled(tensor: Tensor, other: Tensor, factor: float | Tensor) -> Tensor:

@@ -19,18 +19,15 @@ class SGD(GradientOptimizer):
     dL/dω = w_{t−1}·dL/da_t.
     """
 
+    vectors = 1
+
     learning_rate: LearningRate
     weight_decay: Decay = 0.0
 
     @property
-    def slots(self) -> int:
-        """1, or 2 with a schedule."""
-        return 2 if self._counts else 1
-
-    @property
-    def tape_slots(self) -> int:
-        """The parameters; with a schedule the count too."""
-        return self.slots
+    def counts(self) -> bool:
+        """With a schedule."""
+        return counts(self.learning_rate, self.weight_decay)
 
     @property
     def adjoint_reads_gradient(self) -> bool:
@@ -39,7 +36,7 @@ class SGD(GradientOptimizer):
 
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
         """One step in place."""
-        params, count = state[..., 0, :], self._count(state)
+        params, count = state[..., 0, :], self.count(state)
         rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
         if isinstance(decay, Tensor) or decay:
             params.mul_(1 - rate * decay)
@@ -51,7 +48,7 @@ class SGD(GradientOptimizer):
         self, cotangent: Tensor, taped: Tensor, gradient: Tensor | None, hyper: Tensor, to_hyper: Tensor | None
     ) -> Tensor:
         """See the class."""
-        count, params, through = self._count(taped), taped[..., 0, :], cotangent[..., 0, :]
+        count, params, through = self.count(taped), taped[..., 0, :], cotangent[..., 0, :]
         rate, decay = value_of(self.learning_rate, hyper, count), value_of(self.weight_decay, hyper, count)
         if gradient is not None:
             descended = torch.addcmul(gradient, params, torch.as_tensor(decay, dtype=params.dtype))
@@ -62,10 +59,3 @@ class SGD(GradientOptimizer):
         if isinstance(decay, Tensor) or decay:
             add_scaled_(through, by_gradient, decay)
         return by_gradient
-
-    @property
-    def _counts(self) -> bool:
-        return counts(self.learning_rate, self.weight_decay)
-
-    def _count(self, state: Tensor) -> Tensor | None:
-        return state[..., 1, :1] if self._counts else None
