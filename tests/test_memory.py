@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from bilevel.columns import WHOLE_RUN
 from bilevel.cost import Cost
 from bilevel.hypergradients import Hypergradient
-from bilevel.results import WHOLE_RUN, Result
+from bilevel.results import Result
 from bilevel.settings import SettingsError
 from bilevel.tasks import create_method, task_class
 from bilevel.tasks.memory import LAYOUT, Memory, _Cycle, _exponent, _slope

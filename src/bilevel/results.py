@@ -17,14 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel.columns import COLUMNS
 from bilevel.files import replacing
 
-SCALARS = ("study", "method", "seed", "status", "metric", "value")
-TRACE = ("study", "method", "seed", "step", "metric", "value")
-HISTOGRAMS = ("study", "method", "seed", "quantity", "group", "left", "right", "count")
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "bilevel")
-WHOLE_RUN = -1
-"""The step of a measurement that belongs to the run as a whole."""
 
 Metrics = Mapping[str, Tensor]
 """Name of a metric -> its values, (S,)."""
@@ -77,10 +73,12 @@ def save(
     histograms = (
         (study, method, *astuple(row)) for row in result.histograms if status[list(seeds).index(row.seed)] == "ok"
     )
-    _write_csv(folder / "scalars.csv", SCALARS, scalars)
-    _write_csv(folder / "trace.csv", TRACE, _by_step(study, method, seeds, result.trace))
-    _write_csv(folder / "histograms.csv", HISTOGRAMS, histograms)
-    _write_csv(folder / "measurements.csv", TRACE, _by_step(study, method, seeds, result.measurements))
+    _write_csv(folder / "scalars.csv", COLUMNS["scalars"], scalars)
+    _write_csv(folder / "trace.csv", COLUMNS["trace"], _by_step(study, method, seeds, result.trace))
+    _write_csv(folder / "histograms.csv", COLUMNS["histograms"], histograms)
+    _write_csv(
+        folder / "measurements.csv", COLUMNS["measurements"], _by_step(study, method, seeds, result.measurements)
+    )
     full = {
         **record,
         "study": study,
@@ -127,7 +125,7 @@ def _number(value: Tensor) -> str:
     return str(int(number)) if float(number).is_integer() else repr(float(number))
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

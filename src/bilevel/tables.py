@@ -16,32 +16,21 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from bilevel.columns import BIN, COLUMNS, RUN, WHOLE_RUN, TableName
 from bilevel.errors import UserError
 from bilevel.files import replacing
 from bilevel.statistics import mean_interval
-
-WHOLE_RUN = -1  # as in bilevel.results, which imports torch
 
 Triple = tuple[str, str, int]
 """(study, method, seed): what a run is."""
 
 Status = Literal["ok", "diverged"]
-TableName = Literal["scalars", "trace", "histograms", "measurements"]
 
-_RUN = {"study": "str", "method": "str", "seed": "int64"}
-_VALUE = {"metric": "str", "value": "float64"}
-_BIN = {"quantity": "str", "group": "str", "left": "float64", "right": "float64"}
-_COLUMNS: dict[TableName, dict[str, str]] = {
-    "scalars": _RUN | {"status": "str"} | _VALUE,
-    "trace": _RUN | {"step": "int64"} | _VALUE,
-    "histograms": _RUN | _BIN | {"count": "int64"},
-    "measurements": _RUN | {"step": "int64"} | _VALUE,
-}
 _KEYS: dict[TableName, list[str]] = {
-    "scalars": [*_RUN, "metric"],
-    "trace": [*_RUN, "step", "metric"],
-    "histograms": [*_RUN, *_BIN],
-    "measurements": [*_RUN, "step", "metric"],
+    "scalars": [*RUN, "metric"],
+    "trace": [*RUN, "step", "metric"],
+    "histograms": [*RUN, *BIN],
+    "measurements": [*RUN, "step", "metric"],
 }
 
 
@@ -120,7 +109,7 @@ def collect(
     _refuse_repeated(runs)
     _refuse_mixed_code(runs)
     records = [run.record for run in runs]
-    rows = {name: _concatenate(name, [run.frames[name] for run in runs]) for name in _COLUMNS}
+    rows = {name: _concatenate(name, [run.frames[name] for run in runs]) for name in COLUMNS}
     provenance = _provenance(records, expected or (), configuration or {}, commit)
     contents = {f"{name}.csv": csv_text(table) for name, table in rows.items()}
     contents["cells.csv"] = csv_text(_cells(rows["scalars"], records))
@@ -136,7 +125,7 @@ def read_table(path: Path, name: TableName) -> pd.DataFrame:
     Raises:
         TableError: the file is missing, or its columns or values are not those of this table.
     """
-    columns = _COLUMNS[name]
+    columns = COLUMNS[name]
     numbers = [column for column, dtype in columns.items() if dtype == "float64"]
     try:
         table = pd.read_csv(
@@ -197,7 +186,7 @@ def _read_record(path: Path) -> Record:
 
 
 def _refuse_foreign_rows(path: Path, frame: pd.DataFrame, keys: list[str], record: Record) -> None:
-    found = set(frame[[*_RUN]].itertuples(index=False, name=None))
+    found = set(frame[[*RUN]].itertuples(index=False, name=None))
     foreign = sorted(found.difference(record.runs("ok", "diverged")))
     if foreign:
         raise TableError(f"{path}: has rows of {_name(foreign[0])}, which is not a run of its record.json")
@@ -244,7 +233,7 @@ def _refuse_mixed_code(runs: Iterable[_Run]) -> None:
 
 def _concatenate(name: TableName, frames: list[pd.DataFrame]) -> pd.DataFrame:
     if not frames:
-        return pd.DataFrame(columns=[*_COLUMNS[name]])
+        return pd.DataFrame(columns=[*COLUMNS[name]])
     return pd.concat(frames, ignore_index=True).sort_values(_KEYS[name], ignore_index=True)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from bilevel.errors import UserError
 
 if TYPE_CHECKING:
+    from bilevel.columns import TableName
     from bilevel.plots.look import Look
     from bilevel.plots.sheet import Sheet
-    from bilevel.tables import TableName
 
 __all__ = ["FIGURES", "Drawing", "draw"]
 

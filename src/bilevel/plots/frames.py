@@ -6,20 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from bilevel.columns import COLUMNS, TableName
 from bilevel.statistics import Interval, mean_interval
-from bilevel.tables import TableName, read_table
-
-_COLUMNS: dict[TableName, list[str]] = {
-    "trace": ["study", "method", "seed", "step", "metric", "value"],
-    "measurements": ["study", "method", "seed", "step", "metric", "value"],
-    "histograms": ["study", "method", "seed", "quantity", "group", "left", "right", "count"],
-}
+from bilevel.tables import read_table
 
 
 def read(tables: Path, name: TableName) -> pd.DataFrame:
     """Read `trace.csv`, `measurements.csv` or `histograms.csv`."""
     path = tables / f"{name}.csv"
-    return read_table(path, name) if path.exists() else pd.DataFrame(columns=_COLUMNS[name])
+    return read_table(path, name) if path.exists() else pd.DataFrame(columns=[*COLUMNS[name]])
 
 
 def series(trace: pd.DataFrame, study: str, method: str, metric: str) -> dict[int, list[float]]:

@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from bilevel.columns import WHOLE_RUN
 from bilevel.cost import Cost
 from bilevel.data import Dataset
 from bilevel.hypergradients import Hypergradient
@@ -27,7 +28,7 @@ from bilevel.parameters import Layout
 from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.results import WHOLE_RUN, Result
+from bilevel.results import Result
 from bilevel.tasks.base import Settings, Task
 from bilevel.tasks.memory.measure import Measurement, measure
 
