@@ -18,11 +18,11 @@ import bilevel
 from bilevel.errors import FileError
 from bilevel.hypergradients import Estimate, SettingsError
 from bilevel.hypergradients.tape import DiskTape
-from bilevel.schedules import Binomial, Tree, fewest_advances
+from bilevel.schedules import Binomial, Segments, Tree, fewest_advances
 
 CHECKPOINTED = [
     ("checkpointed", {"schedule": schedule, "snapshots": snapshots})
-    for schedule in ("binomial", "tree")
+    for schedule in ("segments", "binomial", "tree")
     for snapshots in (1, 2, 3, None)
 ]
 METHODS: list[tuple[str, dict[str, Any]]] = [*CHECKPOINTED, ("unrolled", {"store": "disk"})]
@@ -86,8 +86,9 @@ def test_lengths_and_costs(method: tuple[str, dict[str, Any]], steps: int) -> No
     if name == "unrolled":
         assert found.cost.peak_states == min(steps, 1)
         return
-    schedule = (Binomial if chosen["schedule"] == "binomial" else Tree)(steps, chosen["snapshots"])
-    assert found.cost.peak_states == schedule.snapshots
+    kind = {"segments": Segments, "binomial": Binomial, "tree": Tree}[chosen["schedule"]]
+    schedule = kind(steps, chosen["snapshots"])
+    assert found.cost.peak_states == schedule.snapshots + (schedule.together if schedule.together > 1 else 0)
     if chosen["schedule"] == "binomial" and steps > 1:
         assert found.cost.gradients == fewest_advances(steps, schedule.snapshots) + steps + 1
 
@@ -95,9 +96,23 @@ def test_lengths_and_costs(method: tuple[str, dict[str, Any]], steps: int) -> No
 def test_schedules_keep_their_limits_on_real_states() -> None:
     case, inner = CASES[1](100).seed(0), OPTIMIZERS["momentum"]
     assert estimate("checkpointed", inner, case, schedule="tree").cost.peak_states == 7
-    assert estimate("checkpointed", inner, case).cost.peak_states == 13
-    assert estimate("checkpointed", inner, case).cost.gradients <= 2 * 100 + 100 + 1
-    assert estimate("checkpointed", inner, case, snapshots=200).cost.gradients == 99 + 100 + 1
+    binomial = {"schedule": "binomial"}
+    assert estimate("checkpointed", inner, case, **binomial).cost.peak_states == 13
+    assert estimate("checkpointed", inner, case, **binomial).cost.gradients <= 2 * 100 + 100 + 1
+    assert estimate("checkpointed", inner, case, **binomial, snapshots=200).cost.gradients == 99 + 100 + 1
+    # nine segments of ten steps run once on the way and, as the tenth does, once more to be reversed; each is
+    # linearized; the graphs of an untraced problem are not kept
+    segments = estimate("checkpointed", inner, case).cost
+    assert (segments.peak_states, segments.gradients) == (9 + 10, 90 + 100 + 100 + 1)
+    recorded = bilevel.hypergradients.create("checkpointed")(
+        bilevel.traced(case.problem),
+        inner,
+        inner.init(case.params),
+        case.hyper,
+        case.batches,
+        case.outer_batch,
+    ).cost
+    assert (recorded.peak_states, recorded.gradients) == (9 + 10, 90 + 100 + 1)
 
 
 @pytest.mark.parametrize("method", [*CHECKPOINTED[3::4], METHODS[-1]], ids=label)
@@ -176,7 +191,11 @@ def test_a_disk_that_fills_up_on_the_way_is_an_error(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("name", "chosen", "message"),
     [
-        ("checkpointed", {"schedule": "revolve"}, "schedule: input should be 'binomial' or 'tree', got 'revolve'"),
+        (
+            "checkpointed",
+            {"schedule": "revolve"},
+            "schedule: input should be 'segments', 'binomial' or 'tree', got 'revolve'",
+        ),
         ("checkpointed", {"snapshots": 0}, "snapshots: input should be greater than or equal to 1, got 0"),
         ("unrolled", {"store": "tape"}, "store: input should be 'memory' or 'disk', got 'tape'"),
         ("unrolled", {"folder": "/tmp"}, "folder: there is no file to put there unless store is disk, got '/tmp'"),

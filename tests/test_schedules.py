@@ -16,12 +16,14 @@ from bilevel.schedules import (
     Restore,
     Reverse,
     Schedule,
+    Segments,
     Store,
     Tree,
     fewest_advances,
 )
 
-KINDS = [Binomial, Tree]
+ONE_BY_ONE = [Binomial, Tree]
+KINDS = [*ONE_BY_ONE, Segments]
 GRID = [(steps, snapshots) for steps in range(1, 41) for snapshots in (1, 2, 3, 4, 7, 20, 50, None)]
 
 
@@ -54,9 +56,10 @@ class Replay:
                     self.current = step
                 case Discard(step):
                     self.stored.remove(step)
-                case Reverse(step):
-                    assert self.current == step
-                    self.reversed.append(step)
+                case Reverse(start, stop):
+                    assert self.current == start < stop <= schedule.steps
+                    assert stop - start <= schedule.together
+                    self.reversed += reversed(range(start, stop))
         return self
 
 
@@ -114,19 +117,19 @@ def test_known_optima() -> None:
 def test_the_shortest_chains_action_by_action() -> None:
     for kind in KINDS:
         assert list(kind(0)) == []
-        assert list(kind(1)) == [Reverse(0)]
-        assert list(kind(2)) == [Store(0), Advance(0, 1), Reverse(1), Restore(0), Reverse(0), Discard(0)]
+        assert list(kind(1)) == [Reverse(0, 1)]
+        assert list(kind(2)) == [Store(0), Advance(0, 1), Reverse(1, 2), Restore(0), Reverse(0, 1), Discard(0)]
     assert list(Tree(3)) == [
         Store(0),
         Advance(0, 1),
         Store(1),
         Advance(1, 2),
-        Reverse(2),
+        Reverse(2, 3),
         Restore(1),
-        Reverse(1),
+        Reverse(1, 2),
         Discard(1),
         Restore(0),
-        Reverse(0),
+        Reverse(0, 1),
         Discard(0),
     ]
 
@@ -150,6 +153,27 @@ def test_binomial_by_itself_advances_no_step_more_than_twice_and_one_snapshot_le
         if schedule.snapshots > 1:
             assert max(check(Binomial(steps, schedule.snapshots - 1)).advances.values()) == 3
     assert Binomial(1000).snapshots == 44
+
+
+def test_segments_advance_each_step_once_and_hold_about_two_square_roots() -> None:
+    assert list(Segments(7, 2)) == [
+        Store(0),
+        Advance(0, 3),
+        Store(3),
+        Advance(3, 6),
+        Reverse(6, 7),
+        Restore(3),
+        Reverse(3, 6),
+        Discard(3),
+        Restore(0),
+        Reverse(0, 3),
+        Discard(0),
+    ]
+    for steps in range(1, 1001):
+        schedule = Segments(steps)
+        assert schedule.together + schedule.snapshots <= 2 * steps**0.5 + 1
+    for steps, snapshots in GRID:
+        assert max(check(Segments(steps, snapshots)).advances.values(), default=0) <= 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

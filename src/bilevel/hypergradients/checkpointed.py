@@ -13,9 +13,10 @@ from torch import Tensor
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives, OuterGradient
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, cotangent_of
-from bilevel.optimizers import LinearStep, Optimizer
+from bilevel.hypergradients.reverse import new_tape, sweep_back_, train
+from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
-from bilevel.schedules import Advance, Binomial, Discard, Restore, Reverse, Schedule, Store, Tree
+from bilevel.schedules import Advance, Binomial, Discard, Restore, Reverse, Schedule, Segments, Store, Tree
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,17 +25,19 @@ class Checkpointed(Hypergradient):
 
     Exact. States that were not stored are computed again from the nearest one before them that was, by the same
     operations. Each step is linearized once; how often it runs besides is up to the schedule, and all of it is counted.
-    The graph of one step at a time is in memory.
 
-    schedule: `binomial` runs the fewest steps that the number of snapshots allows; `tree` halves intervals.
-    snapshots: limit on the states stored at once, the one at the start included. None: with `binomial` about √(2T), for
-        which no step runs more than twice before it is linearized, less than one training more than `unrolled` takes;
-        with `tree` ⌈log₂ T⌉, for ½ T log₂ T steps at most.
+    schedule: `segments` cuts the steps into pieces of one length and goes back through each as `unrolled` does through
+        all of them, for one training more than that takes; `binomial` runs the fewest steps that the number of
+        snapshots allows, one at a time; `tree` halves intervals.
+    snapshots: limit on the states stored at once, the one at the start included. None: with `segments` about √T, and
+        as much again for the states of one segment; with `binomial` about √(2T), for which no step runs more than
+        twice before it is linearized; with `tree` ⌈log₂ T⌉, for ½ T log₂ T steps at most. States of a segment are not
+        in the limit: there are ⌈T / (snapshots + 1)⌉ of them.
 
-    Source: Griewank and Walther 2000 (binomial); deck 001 (tree).
+    Source: Chen et al. 2016 (segments); Griewank and Walther 2000 (binomial); deck 001 (tree).
     """
 
-    schedule: Literal["binomial", "tree"] = "binomial"
+    schedule: Literal["segments", "binomial", "tree"] = "segments"
     snapshots: Annotated[int, Field(ge=1)] | None = None
 
     def _estimate(
@@ -45,10 +48,9 @@ class Checkpointed(Hypergradient):
         batches: Sequence[Batch],
         outer_batch: Batch,
     ) -> Estimate:
-        kind: type[Schedule] = Binomial if self.schedule == "binomial" else Tree
-        schedule = kind(len(batches), self.snapshots)
-        stored = _Snapshots(schedule.snapshots, state, derivatives.cost)
-        adjoint = _Adjoint(derivatives, optimizer, batches, outer_batch)
+        schedule = _SCHEDULES[self.schedule](len(batches), self.snapshots)
+        stored = _Snapshots(schedule, state, derivatives.cost)
+        adjoint = _Adjoint(derivatives, optimizer, batches, outer_batch, schedule.together)
         working, current = torch.empty_like(state), state
         for action in schedule:
             match action:
@@ -63,24 +65,28 @@ class Checkpointed(Hypergradient):
                     current = stored.state(index)
                 case Discard(index):
                     stored.discard(index)
-                case Reverse(index):
-                    adjoint.reverse(index, current)
+                case Reverse(start, stop):
+                    adjoint.reverse(start, stop, current)
         return adjoint.estimate()
 
 
-class _Snapshots:
-    """Copies of at most `count` states like `example`, by the number of the step that follows."""
+_SCHEDULES: dict[str, type[Schedule]] = {"segments": Segments, "binomial": Binomial, "tree": Tree}
 
-    def __init__(self, count: int, example: Tensor, cost: Cost) -> None:
-        self._buffer = example.new_empty(count, *example.shape)
-        self._free = list(range(count))
+
+class _Snapshots:
+    """Copies of as many states like `example` as `schedule` stores at once, by the number of the step that follows."""
+
+    def __init__(self, schedule: Schedule, example: Tensor, cost: Cost) -> None:
+        self._buffer = example.new_empty(schedule.snapshots, *example.shape)
+        self._free = list(range(schedule.snapshots))
         self._places: dict[int, int] = {}
         self._cost = cost
+        self._besides = schedule.together if schedule.together > 1 else 0  # states that reversing steps together takes
 
     def store(self, index: int, state: Tensor) -> None:
         self._places[index] = self._free.pop()
         self.state(index).copy_(state)
-        self._cost.hold(len(self._places))
+        self._cost.hold(len(self._places) + self._besides)
 
     def state(self, index: int) -> Tensor:
         """The stored state itself, good until another takes its place."""
@@ -91,35 +97,76 @@ class _Snapshots:
 
 
 class _Adjoint:
-    """The sum of the steps reversed so far and dL₂/ds before them."""
+    """The sum of the steps reversed so far and dL₂/ds before them; at most `longest` steps are reversed at once."""
 
     def __init__(
-        self, derivatives: Derivatives, optimizer: Optimizer, batches: Sequence[Batch], outer_batch: Batch
+        self,
+        derivatives: Derivatives,
+        optimizer: Optimizer,
+        batches: Sequence[Batch],
+        outer_batch: Batch,
+        longest: int,
     ) -> None:
         self._derivatives, self._optimizer = derivatives, optimizer
         self._batches, self._outer_batch = batches, outer_batch
+        self._longest = longest
+        self._tape: Tensor | None = None
 
-    def reverse(self, index: int, state: Tensor) -> None:
-        """Reverse step `index` from the state before it; the last step of all is the first."""
-        step = self._optimizer.linearize(self._derivatives, state, self._batches[index])
-        if index == len(self._batches) - 1:
-            self._begin(step, state)
+    def reverse(self, start: int, stop: int, state: Tensor) -> None:
+        """Reverse steps stop − 1, …, start from the state before `start`; those up to T − 1 come first."""
+        if stop - start > 1:
+            self._reverse_segment(start, stop, state)
+            return
+        step = self._optimizer.linearize(self._derivatives, state, self._batches[start])
+        if stop == len(self._batches):
+            # the step that is to be reversed at once also ends the training
+            last = state.clone()
+            step.advance_(last)
+            self._begin(last)
         # nothing comes before the first step: its A is not needed
-        step.pull_back_(self._cotangent, self._hypergradient, to_state=index > 0)
+        step.pull_back_(self._cotangent, self._hypergradient, to_state=start > 0)
 
     def estimate(self) -> Estimate:
         """After step 0."""
         return Estimate(self._state, self._hypergradient, self._outer.loss, self._derivatives.cost)
 
-    def _begin(self, step: LinearStep, state: Tensor) -> None:
-        # the step that is to be reversed at once also ends the training
-        self._state = state.clone()
-        step.advance_(self._state)
-        self._outer: OuterGradient = self._derivatives.outer_gradient(
-            self._optimizer.params(self._state), self._outer_batch
+    def _reverse_segment(self, start: int, stop: int, state: Tensor) -> None:
+        segment = _Part(self._batches, start, stop)
+        if self._tape is None:
+            self._tape = new_tape(self._optimizer, state, self._longest)
+        last, trajectory = train(self._derivatives, self._optimizer, state, segment, self._tape[: stop - start])
+        if stop == len(self._batches):
+            self._begin(last)
+        sweep_back_(
+            self._derivatives,
+            self._optimizer,
+            trajectory,
+            segment,
+            self._cotangent,
+            self._hypergradient,
+            to_first=start > 0,
         )
+
+    def _begin(self, state: Tensor) -> None:
+        self._state = state
+        self._outer: OuterGradient = self._derivatives.outer_gradient(self._optimizer.params(state), self._outer_batch)
         self._hypergradient = self._outer.hyper.clone()
-        self._cotangent = cotangent_of(self._optimizer, self._state, self._outer.params)
+        self._cotangent = cotangent_of(self._optimizer, state, self._outer.params)
+
+
+class _Part(Sequence[Batch]):
+    """Batches start, …, stop − 1 of a sequence, each asked for when it is needed."""
+
+    def __init__(self, batches: Sequence[Batch], start: int, stop: int) -> None:
+        self._batches, self._start, self._length = batches, start, stop - start
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # slices are not needed
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._batches[self._start + index]
 
 
 METHOD = Checkpointed

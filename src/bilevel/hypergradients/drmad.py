@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
-from bilevel.hypergradients.reverse import estimate_back
+from bilevel.hypergradients.reverse import Trajectory, estimate_back
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 
@@ -36,7 +36,7 @@ class DrMAD(Hypergradient):
         state = advance(derivatives, optimizer, state, batches, len(batches))
         derivatives.cost.hold(2)
         line = Line(first, state, len(batches))
-        return estimate_back(derivatives, optimizer, state, line, batches, outer_batch)
+        return estimate_back(derivatives, optimizer, state, Trajectory(line), batches, outer_batch)
 
 
 class Line(Sequence[Tensor]):

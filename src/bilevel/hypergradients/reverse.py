@@ -21,23 +21,37 @@ KEPT_BYTES = 2**26
 class Trajectory(NamedTuple):
     """What training leaves for the sweep back.
 
-    tape: the leading slots of the state before each step, (T, S, tape_slots, P).
+    tape: tape[t] are the leading slots of the state (S, tape_slots or more, P) at which the Jacobians of step t are
+        taken; one at a time is looked at.
     steps: the steps already linearized, by index; the others are linearized anew.
     """
 
-    tape: Tensor
-    steps: dict[int, LinearStep]
+    tape: Sequence[Tensor] | Tensor | DiskTape
+    steps: Mapping[int, LinearStep] = MappingProxyType({})
+
+
+def new_tape(optimizer: Optimizer, state: Tensor, count: int) -> Tensor:
+    """Room for `count` states, (count, S, tape_slots, P)."""
+    taped = taped_part(optimizer, state)
+    return taped.new_empty(count, *taped.shape)
 
 
 def train(
-    derivatives: Derivatives, optimizer: Optimizer, state: Tensor, batches: Sequence[Batch]
+    derivatives: Derivatives,
+    optimizer: Optimizer,
+    state: Tensor,
+    batches: Sequence[Batch],
+    tape: Tensor | None = None,
 ) -> tuple[Tensor, Trajectory]:
-    """Inner steps over all batches; returns the last state and what the sweep back needs."""
-    taped = taped_part(optimizer, state)
-    tape = taped.new_empty(len(batches), *taped.shape)
+    """Inner steps over all batches; returns the last state and what the sweep back needs.
+
+    tape: a `new_tape` of the caller to be used again; None for a new one.
+    """
+    if tape is None:
+        tape = new_tape(optimizer, state, len(batches))
     derivatives.cost.hold(len(batches))
     if not _keeps_steps(derivatives, optimizer, tape, batches):
-        return train_on(tape, derivatives, optimizer, state, batches), Trajectory(tape, {})
+        return train_on(tape, derivatives, optimizer, state, batches), Trajectory(tape)
     state, steps = state.clone(), {}
     taped = taped_part(optimizer, state)
     for index in range(len(batches)):
@@ -85,22 +99,36 @@ def estimate_back(
     derivatives: Derivatives,
     optimizer: Optimizer,
     state: Tensor,
-    tape: Sequence[Tensor] | Tensor | DiskTape,
+    trajectory: Trajectory,
     batches: Sequence[Batch],
     outer_batch: Batch,
-    steps: Mapping[int, LinearStep] = MappingProxyType({}),
 ) -> Estimate:
-    """∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T over the steps in `batches`, last to first, at the last `state`.
-
-    tape[t]: the leading slots of the state (S, tape_slots or more, P) at which the Jacobians of step t are taken; one
-        at a time is looked at. steps: those of them that are linearized already.
-    """
+    """∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T over the steps in `batches`, last to first, at the last `state`."""
     outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
     hypergradient = outer.hyper.clone()
     cotangent = cotangent_of(optimizer, state, outer.params)
+    # nothing comes before the first step: its A is not needed
+    sweep_back_(derivatives, optimizer, trajectory, batches, cotangent, hypergradient, to_first=False)
+    return Estimate(state, hypergradient, outer.loss, derivatives.cost)
+
+
+def sweep_back_(
+    derivatives: Derivatives,
+    optimizer: Optimizer,
+    trajectory: Trajectory,
+    batches: Sequence[Batch],
+    cotangent: Tensor,
+    hypergradient: Tensor,
+    *,
+    to_first: bool,
+) -> None:
+    """Through the steps in `batches`, last to first: hypergradient (S, H) += Σ_t B_t A_{t+1} … cotangent.
+
+    cotangent: dL₂/ds (S, slots, P) after the last of them, which becomes the one before the first.
+    to_first: False where that is not wanted; `cotangent` is then left without meaning.
+    """
+    tape, steps = trajectory
     for index in reversed(range(len(batches))):
         step = steps[index] if index in steps else optimizer.linearize(derivatives, tape[index], batches[index])
-        # nothing comes before the first step: its A is not needed
-        step.pull_back_(cotangent, hypergradient, to_state=index > 0)
+        step.pull_back_(cotangent, hypergradient, to_state=to_first or index > 0)
         del step  # one graph at a time
-    return Estimate(state, hypergradient, outer.loss, derivatives.cost)

@@ -41,8 +41,8 @@ class Truncated(Hypergradient):
         if kept == 1:
             return _last_step(derivatives, optimizer, state, batches[len(batches) - 1], outer_batch)
         last = [batches[index] for index in range(len(batches) - kept, len(batches))]
-        state, (tape, steps) = train(derivatives, optimizer, state, last)
-        return estimate_back(derivatives, optimizer, state, tape, last, outer_batch, steps)
+        state, trajectory = train(derivatives, optimizer, state, last)
+        return estimate_back(derivatives, optimizer, state, trajectory, last, outer_batch)
 
 
 def _last_step(

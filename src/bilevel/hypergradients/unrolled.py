@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient
-from bilevel.hypergradients.reverse import estimate_back, taped_part, train, train_on
+from bilevel.hypergradients.reverse import Trajectory, estimate_back, taped_part, train, train_on
 from bilevel.hypergradients.tape import DiskTape
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
@@ -54,12 +54,12 @@ class Unrolled(Hypergradient):
         outer_batch: Batch,
     ) -> Estimate:
         if self.store == "memory":
-            state, (tape, steps) = train(derivatives, optimizer, state, batches)
-            return estimate_back(derivatives, optimizer, state, tape, batches, outer_batch, steps)
+            state, trajectory = train(derivatives, optimizer, state, batches)
+            return estimate_back(derivatives, optimizer, state, trajectory, batches, outer_batch)
         derivatives.cost.hold(1)
         with DiskTape(len(batches), taped_part(optimizer, state), self.folder) as disk:
             state = train_on(disk, derivatives, optimizer, state, batches)
-            return estimate_back(derivatives, optimizer, state, disk, batches, outer_batch)
+            return estimate_back(derivatives, optimizer, state, Trajectory(disk), batches, outer_batch)
 
 
 METHOD = Unrolled

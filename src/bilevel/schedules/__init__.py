@@ -6,6 +6,7 @@ Plain arithmetic on step numbers; what a state is and how it is stored is up to 
 from bilevel.schedules.actions import Action, Advance, Discard, Restore, Reverse, Store
 from bilevel.schedules.base import Schedule
 from bilevel.schedules.binomial import Binomial, fewest_advances
+from bilevel.schedules.segments import Segments
 from bilevel.schedules.tree import Tree
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Restore",
     "Reverse",
     "Schedule",
+    "Segments",
     "Store",
     "Tree",
     "fewest_advances",

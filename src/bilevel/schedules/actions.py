@@ -36,9 +36,13 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Reverse:
-    """Reverse step `step`, whose state is the current one and stays so."""
+    """Reverse steps stop − 1, …, start from state `start`, which is the current one and stays so.
 
-    step: int
+    More than one of them at once: their states, computed on the way forward, are kept until all are reversed.
+    """
+
+    start: int
+    stop: int
 
 
 Action = Advance | Store | Restore | Discard | Reverse

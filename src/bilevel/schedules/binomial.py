@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import comb, isqrt
 
-from bilevel.schedules.base import Schedule
+from bilevel.schedules.recursive import Recursive
 
 
-class Binomial(Schedule):
+class Binomial(Recursive):
     """Advances as few steps as is possible with so many snapshots: `fewest_advances(steps, snapshots)`.
 
     With β(s, r) = C(s + r, s), the largest number of steps that s snapshots allow to reverse with no step advanced more

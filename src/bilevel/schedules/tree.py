@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bilevel.schedules.base import Schedule
+from bilevel.schedules.recursive import Recursive
 
 
-class Tree(Schedule):
+class Tree(Recursive):
     """Every interval of steps is cut in the middle.
 
     Stores at most ⌈log₂ T⌉ states, those on the path from the root of a binary tree over the steps to a leaf, and
