@@ -17,7 +17,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import none
 from bilevel.settings import SettingsError
 from bilevel.tasks import create_method, task_class
-from bilevel.tasks.cleaning import Cleaning, auc
+from bilevel.tasks.cleaning import Cleaning
 from bilevel.tasks.cleaning_published.products import HALF_WIDTH, PlainProducts, credit
 
 CPU = torch.device("cpu")
@@ -107,14 +107,6 @@ def test_sizes_that_do_not_fit_are_refused(dataset: Dataset) -> None:
         build("cleaning_corrected", official, [0], test_size=121)
 
 
-def test_auc_counts_ties_one_half() -> None:
-    right = torch.tensor([True, True, False, False])
-    assert auc(torch.tensor([2.0, 1.0, 1.0, 0.0]), right) == 7 / 8
-    assert auc(torch.zeros(4), right) == 0.5
-    assert auc(torch.tensor([0.0, 0.0, 1.0, 1.0]), right) == 0.0
-    assert auc(torch.zeros(4), torch.ones(4, dtype=torch.bool)) != auc(torch.zeros(4), right)  # NaN
-
-
 def test_quirk_4_only_the_last_place_of_a_sample_counts() -> None:
     total = torch.ones(2, 5)
     credit(total, torch.tensor([[1, 3, 1], [0, 0, 0]]), torch.tensor([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0]]))
@@ -187,7 +179,7 @@ def test_published_methods_follow_their_description(
 
 def test_metrics_of_a_run(dataset: Dataset) -> None:
     task = build("cleaning_corrected", dataset, [0, 1])
-    result = runs.optimize(task, create_method("cleaning_corrected", "unrolled", {}))
+    result = runs.greedy(task, create_method("cleaning_corrected", "unrolled", {}))
     assert result.alive.all()
     assert len(result.trace) == 3
     maximum = torch.maximum(result.trace[0]["test_accuracy"], result.trace[1]["test_accuracy"])
@@ -202,9 +194,9 @@ def test_metrics_of_a_run(dataset: Dataset) -> None:
 
 def test_a_seed_gives_the_same_numbers_in_company(dataset: Dataset) -> None:
     method = create_method("cleaning_corrected", "aggregated", {"gamma": 0.9})
-    together = runs.optimize(build("cleaning_corrected", dataset, [0, 1, 2]), method)
+    together = runs.greedy(build("cleaning_corrected", dataset, [0, 1, 2]), method)
     for index in range(3):
-        alone = runs.optimize(build("cleaning_corrected", dataset, [index]), method)
+        alone = runs.greedy(build("cleaning_corrected", dataset, [index]), method)
         torch.testing.assert_close(
             together.trace[2]["outer_loss"][index], alone.trace[2]["outer_loss"][0], rtol=1e-5, atol=0
         )
@@ -221,8 +213,8 @@ def test_a_diverging_seed_is_a_row_and_leaves_the_others_alone(dataset: Dataset,
 
     task.start = poisoned  # type: ignore[method-assign]
     method = create_method("cleaning_corrected", "unrolled", {})
-    result = runs.optimize(task, method)
-    undisturbed = runs.optimize(build("cleaning_corrected", dataset, [0, 1]), method)
+    result = runs.greedy(task, method)
+    undisturbed = runs.greedy(build("cleaning_corrected", dataset, [0, 1]), method)
     results.save(result, tmp_path, study="study", method="exact", seeds=[0, 1], record={"code_hash": "x"})
     with (tmp_path / "scalars.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -239,8 +231,8 @@ def test_a_diverging_seed_is_a_row_and_leaves_the_others_alone(dataset: Dataset,
 def test_runs_on_a_gpu(dataset: Dataset) -> None:
     cls = task_class("cleaning_corrected")
     task = cls("study", cls.read_settings(SMALL), dataset, [0, 1], torch.device("cuda"))
-    on_gpu = runs.optimize(task, create_method("cleaning_corrected", "unrolled", {}))
-    on_cpu = runs.optimize(
+    on_gpu = runs.greedy(task, create_method("cleaning_corrected", "unrolled", {}))
+    on_cpu = runs.greedy(
         build("cleaning_corrected", dataset, [0, 1]), create_method("cleaning_corrected", "unrolled", {})
     )
     torch.testing.assert_close(on_gpu.trace[1]["outer_loss"], on_cpu.trace[1]["outer_loss"], rtol=1e-3, atol=0)

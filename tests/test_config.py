@@ -111,6 +111,20 @@ def test_wrong_settings_of_tasks_and_methods_are_refused(path: str, value: Any, 
         config.check(config.read(changed(path, value)))
 
 
+def test_an_entry_may_change_settings_of_the_task_for_itself() -> None:
+    entry = {"method": "unrolled", "task": {"noise": 0.25}}
+    chosen = config.read(changed("studies/cleaning_corrected/methods/exact", entry))
+    config.check(chosen)
+    own, other = (json.loads(chosen.spec("cleaning_corrected", method)) for method in ("exact", "none"))
+    assert own["settings"] == {**other["settings"], "noise": 0.25}
+    assert own["method_settings"] == {}
+    entry["task"] = {"noise": 2.0, "epochs": 3}
+    with pytest.raises(SettingsError) as caught:
+        config.check(config.read(changed("studies/cleaning_corrected/methods/exact", entry)))
+    assert "studies.cleaning_corrected.methods.exact.task.noise: input should be less" in str(caught.value)
+    assert "studies.cleaning_corrected.methods.exact.task.epochs: unknown key" in str(caught.value)
+
+
 def test_everything_wrong_is_named_at_once() -> None:
     values = changed("studies/cleaning_corrected/settings", {"noise": 2.0, "epochs": 3})
     values["studies"]["cleaning_published"]["methods"]["drmad"]["steps"] = 2

@@ -23,6 +23,7 @@ TABLES = [
     "scalars.csv",
     "trace.csv",
     "histograms.csv",
+    "points.csv",
     "measurements.csv",
     "cells.csv",
     "measured.csv",
@@ -41,7 +42,7 @@ def make(tmp_path: Path) -> Make:
         status = {seed: "diverged" if seed in diverged else "ok" for seed in seeds}
         path = tmp_path / "runs" / (folder or f"{study}/{method}/{'_'.join(map(str, seeds))}")
         path.mkdir(parents=True)
-        scalars, trace, histograms, measurements = [], [], [], []
+        scalars, trace, histograms, points, measurements = [], [], [], [], []
         for seed in seeds:
             draw = random.Random(f"{study} {method} {seed}")
             value = None if seed in diverged else draw.random()
@@ -52,11 +53,13 @@ def make(tmp_path: Path) -> Make:
             ]
             trace += [(study, method, seed, step, "loss", draw.gauss(0, 1)) for step in (10, 0, 2)]
             measurements += [(study, method, seed, step, "seconds", 2.0) for step in (-1, 5)]
+            points += [(study, method, seed, "decision", x, 0.25, draw.random()) for x in (0.5, -0.1)]
             histograms += [(study, method, seed, "weight", "wrong", left, left + 0.5, 3) for left in (0.5, 0.0)]
         for name, rows, columns in [
             ("scalars", scalars, "study method seed status metric value"),
             ("trace", trace, "study method seed step metric value"),
             ("histograms", histograms, "study method seed quantity group left right count"),
+            ("points", points, "study method seed quantity x y value"),
             ("measurements", measurements, "study method seed step metric value"),
         ]:
             pd.DataFrame(rows, columns=columns.split()).to_csv(path / f"{name}.csv", index=False)
@@ -116,6 +119,8 @@ def test_rows_are_all_there_sorted_with_numeric_seeds(make: Make, tmp_path: Path
     histograms = read_table(tmp_path / "out" / "histograms.csv", "histograms")
     assert list(histograms["left"]) == [0.0, 0.5] * 4
     assert histograms["count"].sum() == 24
+    points = read_table(tmp_path / "out" / "points.csv", "points")
+    assert list(points["x"]) == [-0.1, 0.5] * 4
 
 
 def test_every_run_value_survives_unchanged(make: Make, tmp_path: Path) -> None:

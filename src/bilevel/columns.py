@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-TableName = Literal["scalars", "trace", "histograms", "measurements"]
+TableName = Literal["scalars", "trace", "histograms", "points", "measurements"]
 
 RUN = {"study": "str", "method": "str", "seed": "int64"}
 BIN = {"quantity": "str", "group": "str", "left": "float64", "right": "float64"}
+PLACE = {"quantity": "str", "x": "float64", "y": "float64"}
 _VALUE = {"metric": "str", "value": "float64"}
 
 COLUMNS: dict[TableName, dict[str, str]] = {
     "scalars": RUN | {"status": "str"} | _VALUE,
     "trace": RUN | {"step": "int64"} | _VALUE,
     "histograms": RUN | BIN | {"count": "int64"},
+    "points": RUN | PLACE | {"value": "float64"},
     "measurements": RUN | {"step": "int64"} | _VALUE,
 }
 """Name of a file, without `.csv` -> its columns, in order, with their types."""

@@ -44,11 +44,15 @@ class Compute(_Strict):
 
 
 class Method(BaseModel):
-    """A hypergradient method, or one of the task's own; every other key is a setting of its own."""
+    """A hypergradient method, or one of the task's own; every other key is a setting of its own.
+
+    task: settings of the task that this entry has otherwise than the study, on the same draws.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     method: str
+    task: dict[str, Any] = {}
 
     @field_validator("method")
     @classmethod
@@ -147,7 +151,7 @@ class Config(_Strict):
             {
                 "deck": chosen.deck,
                 "task": chosen.task,
-                "settings": chosen.settings,
+                "settings": {**chosen.settings, **entry.task},
                 "method": entry.method,
                 "method_settings": entry.settings,
                 "device": self.compute.device,
@@ -178,7 +182,7 @@ def check(config: Config, source: str = "config.yaml") -> None:
     Imports torch. Raises SettingsError.
     """
     from bilevel import data
-    from bilevel.tasks import create_method, task_class
+    from bilevel.tasks import create_method
 
     found = [
         f"data.directories: no such directory: {path}"
@@ -186,13 +190,12 @@ def check(config: Config, source: str = "config.yaml") -> None:
         if not Path(path).expanduser().is_dir()
     ]
     for name, study in config.studies.items():
-        try:
-            task = task_class(study.task)
-            counts = {} if study.data is None else data.counts(study.data)
-            task.check_data(task.read_settings(study.settings), study.data, counts)
-        except SettingsError as error:
-            found += _prefixed(f"studies.{name}.settings", error)
+        counts = {} if study.data is None else data.counts(study.data)
+        in_settings = _checked_task(study, {}, counts, f"studies.{name}.settings")
+        found += in_settings
         for label, method in study.methods.items():
+            if method.task and not in_settings:
+                found += _checked_task(study, method.task, counts, f"studies.{name}.methods.{label}.task")
             try:
                 create_method(study.task, method.method, method.settings)
             except SettingsError as error:
@@ -231,6 +234,17 @@ def schema() -> dict[str, Any]:
         for name in task_names()
     ]
     return result
+
+
+def _checked_task(study: Study, other: Mapping[str, Any], counts: Mapping[str, int], prefix: str) -> list[str]:
+    from bilevel.tasks import task_class
+
+    task = task_class(study.task)
+    try:
+        task.check_data(task.read_settings({**study.settings, **other}), study.data, counts)
+    except SettingsError as error:
+        return _prefixed(prefix, error)
+    return []
 
 
 def _one_of(value: str, known: tuple[str, ...], what: str) -> str:

@@ -39,12 +39,24 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Point:
+    """`quantity` at (x, y), for one seed: a sample of a data set, or a function on a grid."""
+
+    seed: int
+    quantity: str
+    x: float
+    y: float
+    value: float
+
+
+@dataclass(frozen=True)
 class Result:
     """What a run leaves.
 
     alive: False for a seed in which a NaN or an infinity appeared, (S,).
     trace: metrics by step; what a step is, the task says (outer updates done, inner steps, …).
     summary: metrics of the run as a whole.
+    histograms, points: what figures need besides, of the seeds that the task chooses.
     measurements: what differs from one execution to the next (seconds, memory), by step, `WHOLE_RUN` for the run's own;
         kept apart from the tables that are the same every time.
     """
@@ -54,12 +66,13 @@ class Result:
     summary: Metrics
     histograms: Sequence[Histogram] = ()
     measurements: Mapping[int, Metrics] = field(default_factory=dict)
+    points: Sequence[Point] = ()
 
 
 def save(
     result: Result, folder: Path, *, study: str, method: str, seeds: Sequence[int], record: dict[str, Any]
 ) -> None:
-    """Write `scalars.csv`, `trace.csv`, `histograms.csv`, `measurements.csv` and, last, `record.json`.
+    """Write a file for each of `COLUMNS` and, last, `record.json`.
 
     Each appears whole or not at all.
     """
@@ -70,12 +83,17 @@ def save(
         for i, seed in enumerate(seeds)
         for metric, values in result.summary.items()
     )
-    histograms = (
-        (study, method, *astuple(row)) for row in result.histograms if status[list(seeds).index(row.seed)] == "ok"
+    good = {seed for seed, state in zip(seeds, status, strict=True) if state == "ok"}
+    histograms = ((study, method, *astuple(row)) for row in result.histograms if row.seed in good)
+    points = (
+        (study, method, row.seed, row.quantity, repr(row.x), repr(row.y), repr(row.value))
+        for row in result.points
+        if row.seed in good
     )
     _write_csv(folder / "scalars.csv", COLUMNS["scalars"], scalars)
     _write_csv(folder / "trace.csv", COLUMNS["trace"], _by_step(study, method, seeds, result.trace))
     _write_csv(folder / "histograms.csv", COLUMNS["histograms"], histograms)
+    _write_csv(folder / "points.csv", COLUMNS["points"], points)
     _write_csv(
         folder / "measurements.csv", COLUMNS["measurements"], _by_step(study, method, seeds, result.measurements)
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bilevel.columns import BIN, COLUMNS, RUN, WHOLE_RUN, TableName
+from bilevel.columns import BIN, COLUMNS, PLACE, RUN, WHOLE_RUN, TableName
 from bilevel.errors import UserError
 from bilevel.files import replacing
 from bilevel.statistics import mean_interval
@@ -30,6 +30,7 @@ _KEYS: dict[TableName, list[str]] = {
     "scalars": [*RUN, "metric"],
     "trace": [*RUN, "step", "metric"],
     "histograms": [*RUN, *BIN],
+    "points": [*RUN, *PLACE],
     "measurements": [*RUN, "step", "metric"],
 }
 
@@ -83,13 +84,13 @@ def collect(
 ) -> None:
     """Put the tables of all run folders together in `output`.
 
-    Writes `scalars.csv`, `trace.csv`, `histograms.csv`, `measurements.csv` (rows of the runs), `cells.csv` (mean and
-    95 % t-interval over the seeds that did not diverge, for each study, method and metric), `measured.csv` (the same of
-    the measurements of whole runs), `timing.csv` (wall seconds, peak memory in MB) and `provenance.json`. Either all
-    are replaced or, if anything is wrong with the runs, none.
+    Writes `scalars.csv`, `trace.csv`, `histograms.csv`, `points.csv` and `measurements.csv` (rows of the runs),
+    `cells.csv` (mean and 95 % t-interval over the seeds that did not diverge, for each study, method and metric),
+    `measured.csv` (the same of the measurements of whole runs), `timing.csv` (wall seconds, peak memory in MB) and
+    `provenance.json`. Either all are replaced or, if anything is wrong with the runs, none.
 
     Args:
-        run_dirs: folders with `record.json` and the four tables, in any order.
+        run_dirs: folders with `record.json` and the tables, in any order.
         output: folder for the tables; made where it does not exist.
         expected: every run that the configuration asks for. Those that are not there are listed in
             `provenance.json` under `missing`, and a folder without `record.json` (of a run that did not
@@ -120,7 +121,7 @@ def collect(
 
 
 def read_table(path: Path, name: TableName) -> pd.DataFrame:
-    """Read `scalars.csv`, `trace.csv` or `histograms.csv`, of one run or of all; an empty value is NaN.
+    """Read a table of rows (`bilevel.columns`), of one run or of all; an empty value is NaN.
 
     Raises:
         TableError: the file is missing, or its columns or values are not those of this table.

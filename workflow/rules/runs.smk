@@ -13,6 +13,7 @@ rule run:
             scalars="scalars.csv",
             trace="trace.csv",
             histograms="histograms.csv",
+            points="points.csv",
             measurements="measurements.csv",
             record=ensure("record.json", non_empty=True),
         ),

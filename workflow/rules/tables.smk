@@ -10,6 +10,7 @@ rule tables:
             scalars="scalars.csv",
             trace="trace.csv",
             histograms="histograms.csv",
+            points="points.csv",
             measurements="measurements.csv",
             cells="cells.csv",
             measured="measured.csv",

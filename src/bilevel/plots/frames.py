@@ -12,7 +12,7 @@ from bilevel.tables import read_table
 
 
 def read(tables: Path, name: TableName) -> pd.DataFrame:
-    """Read `trace.csv`, `measurements.csv` or `histograms.csv`."""
+    """Read `trace.csv` or another table of rows."""
     path = tables / f"{name}.csv"
     return read_table(path, name) if path.exists() else pd.DataFrame(columns=[*COLUMNS[name]])
 

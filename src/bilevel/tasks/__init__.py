@@ -42,7 +42,7 @@ def method_schema(task: str | None, name: str) -> dict[str, Any]:
     schema = TypeAdapter(import_module(module).METHOD).json_schema()
     return {
         "title": name,
-        "properties": {"method": {"const": name}, **schema.get("properties", {})},
+        "properties": {"method": {"const": name}, "task": {"type": "object"}, **schema.get("properties", {})},
         "required": ["method", *schema.get("required", [])],
         "additionalProperties": False,
         **({"$defs": schema["$defs"]} if "$defs" in schema else {}),

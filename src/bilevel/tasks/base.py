@@ -12,11 +12,11 @@ from torch import Tensor
 
 from bilevel.data import Dataset
 from bilevel.hypergradients import Hypergradient
-from bilevel.optimizers import Optimizer
+from bilevel.optimizers import Optimizer, Until
 from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
-from bilevel.results import Histogram, Result
-from bilevel.runs import optimize
+from bilevel.results import Histogram, Metrics, Point, Result
+from bilevel.runs import greedy, honest
 from bilevel.settings import SettingsError, explain
 
 
@@ -62,15 +62,19 @@ class Task(ABC):
 
 
 class OuterLoop(Task):
-    """An experiment that optimizes hyperparameters: inner optimization and updates in turn, see `bilevel.runs`."""
+    """An experiment that optimizes hyperparameters: differentiated inner steps and updates in turn, see `runs.greedy`.
+
+    outer_tolerance: norm of the hypergradient at which a seed is done; None: after `outer_steps`.
+    """
 
     problem: Problem
     optimizer: Optimizer
     outer_steps: int
+    outer_tolerance: float | None = None
 
     def run(self, method: Hypergradient, name: str) -> Result:
         """See `Task`."""
-        return optimize(self, method, name)
+        return greedy(self, method, name)
 
     @abstractmethod
     def start(self) -> tuple[Tensor, Tensor]:
@@ -89,9 +93,32 @@ class OuterLoop(Task):
         """Metrics for the trace, each (S,)."""
 
     @abstractmethod
-    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
         """Final metrics, each (S,), from the last state and the trace (item k = metrics after k outer steps)."""
 
     def histograms(self, hyper: Tensor) -> list[Histogram]:
         """Distributions to keep of the last hyperparameters; none unless a task has some."""
         return []
+
+    def points(self, state: Tensor, hyper: Tensor) -> list[Point]:
+        """Samples and functions of the plane to keep, at the end; none unless a task has some."""
+        return []
+
+
+class HonestLoop(OuterLoop):
+    """An experiment that solves the inner problem before each update of the hyperparameters, see `runs.honest`.
+
+    solver: takes the steps to a solution, from the parameters of the one before; its own memory begins anew.
+    most_steps: of the solver, for one solution.
+    """
+
+    solver: Until
+    most_steps: int
+
+    def run(self, method: Hypergradient, name: str) -> Result:
+        """See `Task`."""
+        return honest(self, method, name)
+
+    @abstractmethod
+    def inner_batch(self, step: int) -> Batch:
+        """The batch on which the inner problem of an outer step is solved."""

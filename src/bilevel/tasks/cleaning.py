@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bilevel.data import Dataset
+from bilevel.metrics import auc
 from bilevel.models import convnet
 from bilevel.optimizers import Momentum
 from bilevel.outer import Adam
 from bilevel.problem import Batch
 from bilevel.randomness import generator
-from bilevel.results import Histogram
+from bilevel.results import Histogram, Metrics
 from bilevel.settings import SettingsError
 from bilevel.tasks.base import OuterLoop, Settings
 
@@ -196,7 +197,7 @@ class Cleaning(OuterLoop):
             ),
         }
 
-    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
         """`test_accuracy_max` (over the evaluations before each outer step), final test accuracy and AUC."""
         accuracies = torch.stack([metrics["test_accuracy"] for metrics in trace])
         return {
@@ -255,20 +256,6 @@ def accuracy(params: Tensor, images: Images) -> float:
     """Fraction of images whose class has the largest logit."""
     hits = sum(int((convnet.forward(params, part.images).argmax(-1) == part.labels).sum()) for part in _chunks(images))
     return hits / len(images.labels)
-
-
-def auc(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve of `scores` (N,) for `positive` (N,) booleans; ties count one half.
-
-    NaN where scores are not finite or one class is empty.
-    """
-    positives = int(positive.sum())
-    negatives = len(positive) - positives
-    if positives == 0 or negatives == 0 or not bool(torch.isfinite(scores).all()):
-        return float("nan")
-    above, below = scores[positive].unsqueeze(1), scores[~positive].unsqueeze(0)
-    wins = (above > below).sum() + 0.5 * (above == below).sum()
-    return float(wins) / (positives * negatives)
 
 
 def _chunks(images: Images) -> Iterator[Images]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from bilevel.problem import Problem
+from bilevel.results import Metrics
 from bilevel.tasks.cleaning import Cleaning, plain_loss, weighted_loss
 
 
@@ -19,7 +20,7 @@ class CleaningCorrected(Cleaning):
 
     problem = Problem(weighted_loss, plain_loss)
 
-    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
         """The shared metrics and `validation_accuracy_final`."""
         validation = self._accuracies(self.optimizer.params(state), [share.validation for share in self.shares])
         return {**super().summarize(state, hyper, trace), "validation_accuracy_final": validation}
