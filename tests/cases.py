@@ -125,7 +125,7 @@ def _mlp_case(name: str, sizes: list[int] | None, hyper_size: int, closed_form: 
 
     def whole(w: Tensor, h: Tensor, batch: Any) -> Tensor:
         groups = [1] * MLP.size if sizes is None else sizes
-        coefficients = h.exp().repeat_interleave(torch.tensor(groups))
+        coefficients = h.exp().repeat_interleave(torch.tensor(groups), output_size=MLP.size)
         return _mlp_loss(w, h, batch) + 0.5 * (coefficients * w * w).sum()
 
     problem = bilevel.Problem(_mlp_loss, _mlp_loss, penalty) if closed_form else bilevel.Problem(whole, _mlp_loss)

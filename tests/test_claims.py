@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bilevel.claims import (
@@ -21,12 +21,19 @@ from bilevel.claims import (
     Comparison,
     Count,
     Difference,
+    Equivalence,
     evaluate,
     load,
     write,
 )
 from bilevel.errors import UserError
-from bilevel.statistics import holm, paired_difference, seeds_to_decide
+from bilevel.statistics import (
+    holm,
+    paired_difference,
+    paired_equivalence,
+    seeds_to_decide,
+    seeds_to_decide_equivalence,
+)
 from bilevel.tables import TableError, csv_text
 
 REPORT = Path(__file__).parents[1] / "report" / "claims.yaml"
@@ -97,8 +104,8 @@ def test_a_file_is_read_with_its_kinds(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"better": "up"}, "better: input should be 'higher' or 'lower', got 'up'"),
-        ({"kind": "ratio"}, "kind: should be one of difference, count, bound, got 'ratio'"),
-        ({"kind": None}, "kind: should be one of difference, count, bound, got None"),
+        ({"kind": "ratio"}, "kind: should be one of difference, equivalence, count, bound, got 'ratio'"),
+        ({"kind": None}, "kind: should be one of difference, equivalence, count, bound, got None"),
         ({"colour": "red"}, "colour: unknown key; allowed: id, deck, source, statement, .*kind"),
         ({"left": {"method": "new", "seed": 1}}, "left.seed: unknown key; allowed: method"),
         (
@@ -286,6 +293,118 @@ def test_what_was_not_tested_does_not_count_in_the_family() -> None:
     assert among[0] == only(claim(), undecided)["seeds_to_decide"]
 
 
+# --- equivalences
+
+ALIKE: dict[str, Any] = {key: value for key, value in ENTRY.items() if key != "better"} | {
+    "id": "000-new-is-as-good",
+    "kind": "equivalence",
+    "margin": 0.02,
+}
+
+
+def alike(**changes: Any) -> Equivalence:
+    return Equivalence.model_validate(ALIKE | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"margin": 0}, "margin: input should be greater than 0, got 0"),
+        ({"margin": "2 %"}, "margin: input should be a valid number, got '2 %'"),
+        ({"better": "higher"}, "better: input should be 'equal', got 'higher'"),
+        ({"kind": "difference", "better": "higher"}, "margin: unknown key"),
+        ({"right": {"method": "new"}}, "left and right are the same method in s"),
+    ],
+)
+def test_a_wrong_equivalence_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClaimsError, match=message):
+        load(written(tmp_path, ALIKE | changes))
+
+
+def test_an_equivalence_needs_a_margin(tmp_path: Path) -> None:
+    (found,) = load(written(tmp_path, ALIKE | {"better": "equal", "published": {"left": 82.5, "right": 82.5}}))
+    assert isinstance(found, Equivalence)
+    with pytest.raises(ClaimsError, match="margin: this key is required"):
+        load(written(tmp_path, {key: value for key, value in ALIKE.items() if key != "margin"}))
+
+
+BASE = [0.80, 0.81, 0.79, 0.82, 0.80]
+
+
+@pytest.mark.parametrize(
+    ("shifts", "verdict"),
+    [
+        ([0.001, -0.002, 0.0, 0.002, 0.001], "supported"),
+        ([0.011, 0.009, 0.010, 0.012, 0.008], "supported"),
+        ([-0.011, -0.009, -0.010, -0.012, -0.008], "supported"),
+        ([0.031, 0.029, 0.030, 0.032, 0.028], "contradicted"),
+        ([-0.031, -0.029, -0.030, -0.032, -0.028], "contradicted"),
+        ([0.04, -0.03, 0.02, -0.02, 0.01], "undecided"),
+        ([0.04, 0.03, 0.02, 0.00, 0.05], "undecided"),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], "supported"),
+        ([0.019, 0.019, 0.019, 0.019, 0.019], "supported"),
+        ([0.02, 0.02, 0.02, 0.02, 0.02], "undecided"),
+        ([0.021, 0.021, 0.021, 0.021, 0.021], "contradicted"),
+    ],
+)
+def test_the_margin_decides_an_equivalence(shifts: list[float], verdict: str) -> None:
+    left = [base + shift for base, shift in zip(BASE, shifts, strict=True)]
+    row, test = only(alike(), table({"new": left, "old": BASE})), paired_equivalence(left, BASE, 0.02)
+    assert row["verdict"] == verdict
+    assert [row[key] for key in ("n", "effect", "low", "high", "p", "p_adjusted", "better")] == [
+        5, test.effect, test.low, test.high, test.p, test.p, "equal",
+    ]  # fmt: skip
+    equal = " All differences are equal." if test.sd == 0 else ""
+    assert row["note"] == f"Margin: ±0.02.{equal}"
+    if verdict != "undecided":
+        assert row["seeds_to_decide"] is pd.NA
+
+
+def test_an_undecided_equivalence_says_how_many_seeds_would_decide() -> None:
+    scalars = table({"new": [0.84, 0.78, 0.81, 0.80, 0.81], "old": BASE})
+    row = only(alike(), scalars)
+    paired = paired_equivalence([0.84, 0.78, 0.81, 0.80, 0.81], BASE, 0.02)
+    assert abs(paired.effect) < 0.02
+    assert row["seeds_to_decide"] == seeds_to_decide_equivalence(paired.effect, paired.sd, 0.02)
+    among = evaluate([alike(), alike(id="000-again")], scalars)["seeds_to_decide"]
+    assert among[0] == seeds_to_decide_equivalence(paired.effect, paired.sd, 0.02, alpha=LEVEL / 2)
+    outside = only(alike(margin=0.001), scalars)
+    assert outside["verdict"] == "undecided"
+    assert outside["seeds_to_decide"] == seeds_to_decide(abs(paired.effect) - 0.001, paired.sd)
+    edge = only(alike(margin=0.25), table({"new": [1.0, 1.0], "old": [0.75, 0.75]}))
+    assert (edge["verdict"], edge["seeds_to_decide"]) == ("undecided", pd.NA)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-9, 9), min_size=2, max_size=8), st.sampled_from([0.5, 1.0, 3.0]))
+def test_more_seeds_than_there_are_would_decide_an_equivalence(differences: list[int], margin: float) -> None:
+    scalars = table({"new": differences, "old": [0] * len(differences)})
+    row = only(alike(margin=margin), scalars)
+    seeds = row["seeds_to_decide"]
+    assert seeds is pd.NA or (row["verdict"] == "undecided" and seeds > row["n"])
+    swapped = table({"old": differences, "new": [0] * len(differences)})
+    assert only(alike(margin=margin), swapped)["verdict"] == row["verdict"]
+
+
+def test_equivalences_and_differences_of_a_deck_share_the_correction() -> None:
+    scalars = table({"new": NEW, "old": OLD, "near": [0.80, 0.84, 0.81, 0.83, 0.82]})
+    claims = [claim(), alike(right={"method": "near"}), alike(id="000-own", source="project", right={"method": "near"})]
+    found = evaluate(claims, scalars)
+    np.testing.assert_array_equal(found["p_adjusted"][:2], holm(found["p"][:2]))
+    assert found["p_adjusted"][0] == 2 * found["p"][0]
+    assert found["p_adjusted"][2] == found["p"][2]
+    assert list(found["verdict"]) == ["supported"] * 3
+
+
+def test_an_equivalence_without_a_test() -> None:
+    row = only(alike(), table({"new": [0.8], "old": [0.8]}))
+    assert (row["verdict"], row["note"]) == (
+        "undecided",
+        "Margin: ±0.02. A t-test needs at least two seeds, 1 can be compared.",
+    )
+    assert only(alike(studies=["t"]), table({"new": [0.8], "old": [0.8]}))["verdict"] == "not run"
+
+
 # --- seeds, methods and studies that are not there
 
 
@@ -341,7 +460,7 @@ def test_a_bound_holds_in_every_seed(better: str, limit: float, verdict: str) ->
     row = only(stated, table({"new": [1.0, 2.0, 3.0]}))
     assert row["verdict"] == verdict
     assert (row["n"], row["effect"]) == (3, pytest.approx(2.0 - limit))
-    assert row["published"] == f"{'at most' if better == 'lower' else 'at least'} {limit:g}"
+    assert row["published"] == f"tested as {'at most' if better == 'lower' else 'at least'} {limit:g}"
     assert only(stated, table({"old": [1.0]}))["verdict"] == "not run"
 
 

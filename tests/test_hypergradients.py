@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from typing import Any
 
@@ -290,3 +291,64 @@ def test_wrong_shapes_say_what_was_expected() -> None:
                 batched.batches,
                 batched.outer_batch,
             )
+
+
+def test_drmad_reads_the_schedule_of_each_step() -> None:
+    """Where the parameters hardly move the line is the chain, so that DrMAD is exact, and schedules must agree too."""
+    steps = 49
+
+    def inner(w: torch.Tensor, h: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (batch * w).sum()  # no curvature: the Jacobians do not depend on the point
+
+    def outer(w: torch.Tensor, h: torch.Tensor, batch: Any) -> torch.Tensor:
+        return 0.5 * (w - 3).square().sum()
+
+    problem = bilevel.Problem(inner, outer)
+    optimizer = bilevel.optimizers.SGD(learning_rate=bilevel.optimizers.Learned(0, steps=steps, scale="log"))
+    draws = torch.Generator().manual_seed(0)
+    batches = [torch.randn(4, generator=draws, dtype=torch.float64) for _ in range(steps)]
+    hyper = torch.linspace(-3, -1, steps, dtype=torch.float64)
+    state = optimizer.init(torch.zeros(4, dtype=torch.float64))
+    found, exact = (
+        bilevel.hypergradients.create(name)(problem, optimizer, state, hyper, batches, None)
+        for name in ("drmad", "unrolled")
+    )
+    torch.testing.assert_close(found.hypergradient, exact.hypergradient, rtol=1e-12, atol=0)
+
+
+def test_drmad_refuses_an_optimizer_with_a_memory_that_has_no_points_between() -> None:
+    case = CASES[0](3)
+    for inner in (
+        bilevel.optimizers.Until(OPTIMIZERS["sgd"], gradient_norm=1e-3),
+        bilevel.optimizers.LBFGS(bilevel.optimizers.Fixed(0.1)),
+    ):
+        with pytest.raises(ValueError, match="drmad: needs an optimizer whose step is a function of one gradient"):
+            bilevel.hypergradients.create("drmad")(
+                case.problem, inner, inner.init(case.params), case.hyper, case.batches, case.outer_batch
+            )
+
+
+@pytest.mark.parametrize("method", METHODS, ids=label)
+def test_a_seed_that_is_not_finite_leaves_the_others_alone(method: tuple[str, dict[str, Any]]) -> None:
+    case = CASES[0](3)
+    params = case.params.clone()
+    params[1] = torch.nan
+    found = estimate(method, OPTIMIZERS["momentum"], dataclasses.replace(case, params=params))
+    expected = estimate(method, OPTIMIZERS["momentum"], case)
+    others = [index for index in range(SEEDS) if index != 1]
+    assert torch.equal(found.hypergradient[others], expected.hypergradient[others])
+    assert torch.isfinite(found.hypergradient[others]).all()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=label)
+def test_no_hyperparameters(method: tuple[str, dict[str, Any]]) -> None:
+    def loss(w: torch.Tensor, h: torch.Tensor, batch: Any) -> torch.Tensor:
+        return 0.5 * (w - 1).square().sum()
+
+    optimizer = OPTIMIZERS["momentum"]
+    state = optimizer.init(torch.zeros(5, dtype=torch.float64))
+    found = bilevel.hypergradients.create(method[0], **method[1])(
+        bilevel.Problem(loss, loss), optimizer, state, torch.zeros(0, dtype=torch.float64), [None] * 3, None
+    )
+    assert found.hypergradient.shape == (0,)
+    assert float(found.outer_loss) < 2.5

@@ -5,18 +5,21 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import integrate, stats
 
 from bilevel.statistics import (
     MOST_SEEDS,
     bootstrap_interval,
+    equivalence_power,
     holm,
     mean_interval,
     paired_difference,
+    paired_equivalence,
     paired_power,
     seeds_to_decide,
+    seeds_to_decide_equivalence,
 )
 
 values = st.floats(-1000, 1000, allow_subnormal=False).map(lambda x: round(x, 3))
@@ -236,3 +239,122 @@ def test_the_cap_of_seeds_to_decide() -> None:
     assert seeds_to_decide(1e15, 1.0) == 2
     with pytest.raises(ValueError, match="power lies between 0 and 1"):
         seeds_to_decide(1.0, 1.0, power=80)
+
+
+# --- equivalence
+
+
+@given(samples, st.floats(0.01, 100), st.floats(-50, 50))
+def test_equivalence_is_the_larger_of_two_one_sided_tests(left: list[float], margin: float, shift: float) -> None:
+    right = [x * 0.5 + shift for x in reversed(left)]
+    difference = np.subtract(left, right)
+    assume(np.ptp(difference) > 1e-6)
+    found, two_sided = paired_equivalence(left, right, margin), paired_difference(left, right)
+    above = stats.ttest_1samp(difference, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(difference, margin, alternative="less").pvalue
+    assert found.p == pytest.approx(max(above, below), rel=1e-9, abs=1e-300)
+    assert (found.n, found.effect, found.low, found.high, found.sd) == (
+        two_sided.n, two_sided.effect, two_sided.low, two_sided.high, two_sided.sd,
+    )  # fmt: skip
+    mirrored = paired_equivalence(right, left, margin)
+    assert (mirrored.p, mirrored.effect) == (found.p, -found.effect)
+    assert paired_equivalence(left, right, 2 * margin).p <= found.p
+
+
+def test_equivalence_by_hand() -> None:
+    found = paired_equivalence([1, 2, 3, 4], [1, 1, 4, 4], margin=2)  # differences 0, 1, -1, 0
+    t = 2 / (math.sqrt(2 / 3) / 2)
+    assert found.effect == 0
+    assert found.p == pytest.approx(stats.t.sf(t, 3))
+
+
+@pytest.mark.parametrize(
+    ("left", "margin", "p"),
+    [
+        ([0.825, 0.825, 0.825], 0.01, 0.0),
+        ([0.815, 0.815, 0.815], 0.011, 0.0),
+        ([0.815, 0.815, 0.815], 0.01, 0.5),
+        ([0.835, 0.835, 0.835], 0.01, 0.5),
+        ([0.814, 0.814, 0.814], 0.01, 1.0),
+        ([0.805, 0.805, 0.805], 0.01, 1.0),
+    ],
+)
+def test_equivalence_without_spread_is_the_limit(left: list[float], margin: float, p: float) -> None:
+    found = paired_equivalence(left, [0.825] * 3, margin)
+    assert found.p == p
+    assert found.low == found.effect == found.high == pytest.approx(left[0] - 0.825, abs=1e-15)
+    assert found.sd == 0
+    assert (abs(found.effect) > margin) == (p == 1)
+
+
+def test_equal_differences_up_to_rounding_have_no_spread() -> None:
+    found = paired_equivalence([0.78, 0.80, 0.83], [0.68, 0.70, 0.73], margin=0.2)
+    assert (found.p, found.sd) == (0, 0)
+    assert paired_equivalence([0.78, 0.80, 0.83], [0.68, 0.70, 0.73], margin=0.1).p == 0.5
+
+
+def test_equivalence_of_few_pairs_is_undefined() -> None:
+    nothing, one = paired_equivalence([], [], 1), paired_equivalence([1], [0.5], 1)
+    assert (nothing.n, one.n, one.effect) == (0, 1, 0.5)
+    for found in (nothing, one):
+        assert all(math.isnan(value) for value in (found.low, found.high, found.p, found.sd))
+
+
+@pytest.mark.parametrize("margin", [0, -1, math.nan, math.inf])
+def test_a_margin_is_a_positive_number(margin: float) -> None:
+    with pytest.raises(ValueError, match="margin: expected a number above 0"):
+        paired_equivalence([1, 2], [1, 2], margin)
+    with pytest.raises(ValueError, match="margin: expected a number above 0"):
+        seeds_to_decide_equivalence(0, 1, margin)
+    with pytest.raises(ValueError, match="as many left as right"):
+        paired_equivalence([1, 2], [1], 1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 50, 1000, 100_000])
+@pytest.mark.parametrize(("effect", "alpha"), [(0.0, 0.05), (0.4, 0.05), (-0.4, 0.005)])
+def test_the_power_of_equivalence_is_the_integral_over_spreads(n: int, effect: float, alpha: float) -> None:
+    margin = 0.5 + 3 / math.sqrt(n)
+    critical, root = stats.t.isf(alpha, n - 1), math.sqrt(n)
+
+    def density(spread: float) -> float:
+        half = max(margin - critical * spread / root, 0)
+        inside = stats.norm.cdf((half - effect) * root) - stats.norm.cdf((-half - effect) * root)
+        return inside * stats.chi.pdf(spread, n - 1, scale=1 / math.sqrt(n - 1))
+
+    width = 10 / math.sqrt(2 * n)
+    oracle = integrate.quad(density, max(0, 1 - width), 1 + width, limit=500, points=[min(1, margin * root / critical)])
+    assert equivalence_power(n, effect, 1.0, margin, alpha) == pytest.approx(oracle[0], abs=2e-4)
+
+
+def test_the_power_of_equivalence_is_what_simulation_gives() -> None:
+    draws = np.random.default_rng(0).normal(0.2, 1.0, size=(20_000, 12))
+    p = [stats.ttest_1samp(draws, side, axis=1, alternative=a).pvalue for side, a in ((-1, "greater"), (1, "less"))]
+    assert np.mean(np.max(p, axis=0) < 0.05) == pytest.approx(equivalence_power(12, 0.2, 1.0, 1.0), abs=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-0.95, 0.95), st.floats(0.05, 20), st.floats(0.5, 0.95), st.floats(0.001, 0.1))
+def test_seeds_to_decide_equivalence_is_the_smallest_number(
+    share: float, sd: float, power: float, alpha: float
+) -> None:
+    n = seeds_to_decide_equivalence(share, sd, 1.0, power, alpha)
+    assume(n is not None)
+    assert n is not None
+    assert equivalence_power(n, share, sd, 1.0, alpha) >= power
+    for fewer in {2, n // 2, n - 2, n - 1}:
+        assert fewer < 2 or fewer == n or equivalence_power(fewer, share, sd, 1.0, alpha) < power
+    assert seeds_to_decide_equivalence(-10 * share, 10 * sd, 10.0, power, alpha) == n
+
+
+def test_seeds_to_decide_equivalence_of_large_samples() -> None:
+    normal = ((stats.norm.isf(0.05) + stats.norm.isf(0.1)) / 0.02) ** 2  # both tests fail equally often
+    assert seeds_to_decide_equivalence(0.0, 1.0, 0.02) == pytest.approx(normal, rel=1e-3)
+    one_sided = ((stats.norm.isf(0.05) + stats.norm.isf(0.2)) / 0.02) ** 2  # one test is sure
+    assert seeds_to_decide_equivalence(0.98, 1.0, 1.0) == pytest.approx(one_sided, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("effect", "sd"), [(1.0, 1.0), (-1.5, 1.0), (math.nan, 1.0), (0.0, math.nan), (0.0, 0.0), (0.9999, 1.0)]
+)
+def test_no_number_of_seeds_can_be_named_for_equivalence(effect: float, sd: float) -> None:
+    assert seeds_to_decide_equivalence(effect, sd, 1.0) is None

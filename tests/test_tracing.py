@@ -102,17 +102,28 @@ def test_a_tensor_of_an_enclosing_scope_is_seen_as_it_is_now() -> None:
     assert derivatives.inner_gradient(params, None).tolist() == [[0.0] * 3]
 
 
-def test_a_loss_that_looks_at_values_is_differentiated_at_each_call() -> None:
-    def loss(w: Any, h: Any, batch: Any) -> Any:
-        return (w * w).sum() * h.sum() if bool(w.sum() > 0) else (w**4).sum() * h.sum()
+LOOKING: dict[str, Any] = {
+    "branch": lambda w, h, x: (w * w).sum() * h.sum() if bool(w.sum() > 0) else (w**4).sum() * h.sum(),
+    "tolist": lambda w, h, x: (w * w).sum() * h.sum() * (2.0 if w.tolist()[0] > 0 else 1.0),
+    "number": lambda w, h, x: (w * w).sum() * h.sum() * x.tolist()[0],
+    "numpy": lambda w, h, x: (w * w).sum() * h.sum() * float(x.numpy()[0]),
+    "mask": lambda w, h, x: (w * w)[x > 0].sum() * h.sum(),
+    "masked_select": lambda w, h, x: (w * w).masked_select(x > 0).sum() * h.sum(),
+    "count": lambda w, h, x: (w * w).sum() * h.sum() * (x > 0).nonzero().shape[0],
+}
 
+
+@pytest.mark.parametrize("kind", LOOKING)
+def test_a_loss_that_looks_at_values_is_differentiated_at_each_call(kind: str) -> None:
+    loss = LOOKING[kind]
     problem = bilevel.Problem(loss, loss)
     optimizer = bilevel.optimizers.SGD(learning_rate=0.1)
     state, hyper = optimizer.init(torch.ones(3, dtype=torch.float64)), torch.ones(2, dtype=torch.float64)
     method = bilevel.hypergradients.create("unrolled")
-    expected = method(problem, optimizer, state, hyper, [None] * 3, None)
+    batches = [torch.tensor([first, second, 1.0], dtype=torch.float64) for first, second in ((1, 1), (-1, 1), (2, -3))]
+    expected = method(problem, optimizer, state, hyper, batches, batches[0])
     with pytest.warns(Unrecordable, match="not recorded"):
-        found = method(bilevel.traced(problem), optimizer, state, hyper, [None] * 3, None)
+        found = method(bilevel.traced(problem), optimizer, state, hyper, batches, batches[0])
     assert torch.equal(found.hypergradient, expected.hypergradient)
 
 

@@ -18,11 +18,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bilevel.errors import UserError
-from bilevel.statistics import Paired, holm, paired_difference, seeds_to_decide
+from bilevel.statistics import (
+    Paired,
+    holm,
+    paired_difference,
+    paired_equivalence,
+    seeds_to_decide,
+    seeds_to_decide_equivalence,
+)
 from bilevel.tables import csv_text, read_table, write_together
 
 LEVEL = 0.05
-"""An adjusted p below this decides a difference."""
+"""An adjusted p below this decides a difference or an equivalence."""
 
 COLUMNS = (
     "deck",
@@ -140,6 +147,17 @@ class Difference(Comparison):
     kind: Literal["difference"]
 
 
+class Equivalence(Comparison):
+    """Left is as good as right: by a paired test (TOST) their mean difference is within `margin`, in the metric's unit.
+
+    There is no better side: `better` is `equal` and need not be given.
+    """
+
+    kind: Literal["equivalence"]
+    better: Literal["equal"] = "equal"  # type: ignore[assignment]  # the one kind without a direction
+    margin: Annotated[float, Field(gt=0)]
+
+
 class Count(Comparison):
     """Left is not worse than right in any seed: for quantities without spread, such as products counted."""
 
@@ -153,7 +171,12 @@ class Bound(Claim):
     limit: float
 
 
-_KINDS: dict[str, type[Claim]] = {"difference": Difference, "count": Count, "bound": Bound}
+_KINDS: dict[str, type[Claim]] = {
+    "difference": Difference,
+    "equivalence": Equivalence,
+    "count": Count,
+    "bound": Bound,
+}
 
 
 def load(path: Path) -> list[Claim]:
@@ -195,8 +218,15 @@ def evaluate(claims: Sequence[Claim], scalars: pd.DataFrame) -> pd.DataFrame:
     Holm's procedure, is below `LEVEL`; otherwise *undecided*, and `seeds_to_decide` is the number of seeds
     with which a test at `LEVEL` / m has 80 % power if effect and spread are truly those observed. Here m
     is the number of tests in the family, and `LEVEL` / m the level that decides whatever becomes of the
-    others. A family is all differences of one deck and one source, over all studies, so that questions asked
-    here in addition do not cost the deck's own claims their power.
+    others. A family is all differences and equivalences of one deck and one source, over all studies, so that
+    questions asked here in addition do not cost the deck's own claims their power.
+
+    An `equivalence` is *supported* where the larger p of two one-sided paired t-tests against its `margin`, adjusted
+    in the same family, is below `LEVEL`, *contradicted* where the 95 % t-interval lies outside the margin altogether,
+    otherwise *undecided*; `seeds_to_decide` is then the number of seeds with which, if effect and spread are truly
+    those observed, the test at `LEVEL` / m has 80 % power, or, for an effect outside the margin, the interval lies
+    outside with that probability. Without any spread the limit of the test decides (`paired_equivalence`). The margin
+    is named in `note`.
 
     A `count` is *supported* where left is not worse than right in any seed, *contradicted* where it is worse
     in every seed, otherwise *undecided*; it has no interval and no p. A `bound` is a count against its `limit`, and
@@ -374,10 +404,10 @@ def _absent(metric: str, study: str, methods: Iterable[str], runs: _Runs) -> str
 
 
 def _adjust(cases: Sequence[_Case]) -> list[_Test]:
-    tests = [_Test(paired_difference(case.left, case.right)) for case in cases]
+    tests = [_Test(_paired(case)) for case in cases]
     families: dict[tuple[str, str], list[int]] = defaultdict(list)
     for position, case in enumerate(cases):
-        if isinstance(case.claim, Difference):
+        if isinstance(case.claim, Difference | Equivalence):
             families[case.claim.deck, case.claim.source].append(position)
     for positions in families.values():
         raw = [tests[position].paired.p for position in positions]
@@ -385,6 +415,12 @@ def _adjust(cases: Sequence[_Case]) -> list[_Test]:
         for position, adjusted in zip(positions, holm(raw), strict=True):
             tests[position] = _Test(tests[position].paired, float(adjusted), size)
     return tests
+
+
+def _paired(case: _Case) -> Paired:
+    if isinstance(case.claim, Equivalence):
+        return paired_equivalence(case.left, case.right, case.claim.margin)
+    return paired_difference(case.left, case.right)
 
 
 def _row(case: _Case, test: _Test) -> dict[str, Any]:
@@ -403,16 +439,20 @@ def _row(case: _Case, test: _Test) -> dict[str, Any]:
         "n": paired.n,
         "verdict": verdict,
         "seeds_to_decide": seeds,
-        "note": " ".join(filter(None, (claim.note.strip(), case.remark, remark))),
+        "note": " ".join(filter(None, (claim.note.strip(), _margin(claim), case.remark, remark))),
     }
-    if isinstance(claim, Difference):
+    if isinstance(claim, Difference | Equivalence):
         row |= {"low": paired.low, "high": paired.high, "p": paired.p, "p_adjusted": test.p_adjusted}
     return row
 
 
+def _margin(claim: Claim) -> str:
+    return f"Margin: ±{claim.margin:g}." if isinstance(claim, Equivalence) else ""
+
+
 def _published(claim: Claim) -> str:
     if isinstance(claim, Bound):
-        return f"{'at most' if claim.better == 'lower' else 'at least'} {claim.limit:g}"
+        return f"tested as {'at most' if claim.better == 'lower' else 'at least'} {claim.limit:g}"
     return str(claim.published or "") if isinstance(claim, Comparison) else ""
 
 
@@ -422,6 +462,8 @@ def _judge(case: _Case, test: _Test) -> tuple[Verdict, int | None, str]:
         return "not run", None, ""
     if isinstance(case.claim, Difference):
         return _judge_difference(case.claim, test)
+    if isinstance(case.claim, Equivalence):
+        return _judge_equivalence(case.claim, test)
     return _judge_count(case)
 
 
@@ -434,6 +476,21 @@ def _judge_difference(claim: Claim, test: _Test) -> tuple[Verdict, int | None, s
         return "undecided", seeds_to_decide(paired.effect, paired.sd, alpha=LEVEL / test.family), ""
     better = (paired.effect > 0) == (claim.better == "higher")
     return ("supported" if better else "contradicted"), None, ""
+
+
+def _judge_equivalence(claim: Equivalence, test: _Test) -> tuple[Verdict, int | None, str]:
+    paired, margin = test.paired, claim.margin
+    if math.isnan(paired.p):
+        return "undecided", None, f"A t-test needs at least two seeds, {paired.n} can be compared."
+    remark = "All differences are equal." if paired.sd == 0 else ""
+    if test.p_adjusted < LEVEL:
+        return "supported", None, remark
+    if paired.low > margin or paired.high < -margin:
+        return "contradicted", None, remark
+    if abs(paired.effect) < margin:
+        level = LEVEL / test.family
+        return "undecided", seeds_to_decide_equivalence(paired.effect, paired.sd, margin, alpha=level), remark
+    return "undecided", seeds_to_decide(abs(paired.effect) - margin, paired.sd, alpha=LEVEL), remark
 
 
 def _judge_count(case: _Case) -> tuple[Verdict, int | None, str]:

@@ -42,12 +42,21 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--output", type=Path, required=True, help="a .safetensors file")
     data.set_defaults(command=_data)
 
+    teacher = commands.add_parser("teacher", help="train a teacher for one seed")
+    teacher.add_argument("name", help="what the configuration calls it")
+    teacher.add_argument("--seed", type=int, required=True)
+    teacher.add_argument("--spec", type=json.loads, required=True, help="JSON: kind and settings")
+    teacher.add_argument("--data", type=Path, help="a .safetensors file made by `data`, for kinds that use one")
+    teacher.add_argument("--output", type=Path, required=True, help="folder of the teacher's files")
+    teacher.set_defaults(command=_teacher)
+
     run = commands.add_parser("run", help="one method of one study, for some seeds")
     run.add_argument("--study", required=True)
     run.add_argument("--method", required=True, help="its name within the study")
     run.add_argument("--seeds", type=int, nargs="+", required=True)
     run.add_argument("--spec", type=json.loads, required=True, help="JSON: task, method and their settings")
     run.add_argument("--data", type=Path, help="a .safetensors file made by `data`, for tasks that use one")
+    run.add_argument("--teacher", type=Path, help="folder of a teacher's files, for tasks that distill one")
     run.add_argument("--output", type=Path, required=True, help="folder of the results")
     run.set_defaults(command=_run)
 
@@ -96,29 +105,52 @@ def _data(arguments: argparse.Namespace) -> None:
     print(arguments.output.with_suffix(".origin.txt").read_text(encoding="utf-8").strip())
 
 
+def _teacher(arguments: argparse.Namespace) -> None:
+    keep_memory()
+    from bilevel.data import load
+    from bilevel.teachers import save, teacher_class
+
+    begin = time.perf_counter()
+    spec: dict[str, Any] = arguments.spec
+    _check_spec(spec, {"teacher", "settings", "device", "threads"}, [arguments.seed])
+    device = _prepared_device(spec)
+    kind = teacher_class(spec["teacher"])
+    dataset = None if arguments.data is None else load(arguments.data)
+    trained = kind(arguments.name, kind.read_settings(spec["settings"]), dataset, device).train(arguments.seed)
+    made_of = {**spec, "data": _digests(arguments.data)}
+    save(trained, arguments.output, name=arguments.name, seed=arguments.seed, spec=made_of)
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in trained.metrics.items())
+    print(
+        f"teacher {arguments.name}, seed {arguments.seed}: {metrics}; {time.perf_counter() - begin:.1f} s",
+        file=sys.stderr,
+    )
+
+
 def _run(arguments: argparse.Namespace) -> None:
     keep_memory()
-    import torch
-
     from bilevel import registry, results
     from bilevel.data import load
     from bilevel.tasks import create_method, task_class
+    from bilevel.teachers import load as load_teacher
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     begin = time.perf_counter()
     spec: dict[str, Any] = arguments.spec
-    _check_run(spec, arguments.seeds)
-    device = _device(spec["device"])
-    torch.set_num_threads(spec["threads"])
-    torch.use_deterministic_algorithms(True)
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; nothing reads it
+    keys = {"deck", "task", "settings", "method", "method_settings", "device", "threads"}
+    _check_spec(spec, keys | ({"teacher"} if arguments.teacher else set()), arguments.seeds)
+    device = _prepared_device(spec)
     cls = task_class(spec["task"])
     settings = cls.read_settings(spec["settings"])
     method = create_method(spec["task"], spec["method"], spec["method_settings"])
     # taken before the work, so that an edit while a job runs is seen afterwards
     code = registry.run_code_hash(spec["task"], spec["method"])
     dataset = None if arguments.data is None else load(arguments.data)
+    teachers = (
+        None if arguments.teacher is None else [load_teacher(arguments.teacher, seed) for seed in arguments.seeds]
+    )
     task = cls(arguments.study, settings, dataset, arguments.seeds, device)
+    if teachers is not None:
+        task.use_teachers([tensors for tensors, _ in teachers])
     result = task.run(method, f"{arguments.study} {arguments.method}")
     record = {
         "spec": spec,
@@ -127,6 +159,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
         "code_hash": code,
         "data": _digests(arguments.data),
+        "teachers": {} if teachers is None else {str(digest.seed): digest.sha256 for _, digest in teachers},
         **results.surroundings(device),
         "seconds": time.perf_counter() - begin,
         "peak_memory_mb": results.peak_memory_mb(),
@@ -151,16 +184,26 @@ def _digests(data: Path | None) -> dict[str, Any]:
     return {} if data is None else {data.stem: json.loads(data.with_suffix(".json").read_text())}
 
 
-def _check_run(spec: Any, seeds: list[int]) -> None:
+def _check_spec(spec: Any, keys: set[str], seeds: list[int]) -> None:
     from bilevel.config import MAX_SEED
 
-    keys = {"deck", "task", "settings", "method", "method_settings", "device", "threads"}
     if not isinstance(spec, dict) or set(spec) != keys:
         raise UserError(f"--spec: expected a JSON object with the keys {', '.join(sorted(keys))}")
     if not isinstance(spec["threads"], int) or spec["threads"] < 1:
         raise UserError(f"--spec: threads must be 1 or more, got {spec['threads']!r}")
     if len(set(seeds)) < len(seeds) or not all(0 <= seed <= MAX_SEED for seed in seeds):
         raise UserError(f"--seeds: expected different seeds from 0 to {MAX_SEED}, got {seeds}")
+
+
+def _prepared_device(spec: dict[str, Any]) -> Any:
+    """The device that `spec` asks for, with torch set up as every computation is."""
+    import torch
+
+    device = _device(spec["device"])
+    torch.set_num_threads(spec["threads"])
+    torch.use_deterministic_algorithms(True)
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; nothing reads it
+    return device
 
 
 def _fields(method: Any) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bilevel.registry import all_method_names, method_names, own_method_names, task_names
+from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
 from bilevel.settings import SettingsError, explain
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
@@ -65,10 +65,33 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Teacher(_Strict):
+    """A model that students are distilled from, trained once for every seed that a study asks for.
+
+    teacher: its kind. data: name of a data set, for kinds that use one.
+    settings: of the kind; what is not given has its default.
+    """
+
+    teacher: str
+    data: str | None = None
+    settings: dict[str, Any] = {}
+
+    @field_validator("teacher")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        return _one_of(value, teacher_names(), "kind of teacher")
+
+    @field_validator("data")
+    @classmethod
+    def _known_data(cls, value: str | None) -> str | None:
+        return _known_data_set(value)
+
+
 class Study(_Strict):
     """One task with several methods on the same draws.
 
     data: name of a data set, for tasks that use one.
+    teacher: name of a teacher, for tasks that distill one; each seed has its own.
     seeds: how many (0, 1, …), or which. seeds_per_job: how many of them one job runs together.
     settings: of the task; what is not given has the task's default.
     methods: a name for each, used in files, tables and claims.
@@ -77,6 +100,7 @@ class Study(_Strict):
     deck: Annotated[str, Field(pattern=r"^\d{3}$")]
     task: str
     data: str | None = None
+    teacher: str | None = None
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
     seeds_per_job: Annotated[int, Field(ge=1)] = 1
     settings: dict[str, Any] = {}
@@ -90,9 +114,7 @@ class Study(_Strict):
     @field_validator("data")
     @classmethod
     def _known_data(cls, value: str | None) -> str | None:
-        from bilevel import data
-
-        return None if value is None else _one_of(value, data.names(), "data set")
+        return _known_data_set(value)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -134,7 +156,16 @@ class Config(_Strict):
 
     data: Data = Data()
     compute: Compute = Compute()
+    teachers: dict[Name, Teacher] = {}
     studies: Annotated[dict[Name, Study], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _known_teachers(self) -> Self:
+        for name, study in self.studies.items():
+            if study.teacher is not None and study.teacher not in self.teachers:
+                known = ", ".join(self.teachers) or "none"
+                raise ValueError(f"studies.{name}.teacher: {study.teacher!r} is not under teachers; there are {known}")
+        return self
 
     def runs(self) -> Iterator[Run]:
         """Every job that the configuration asks for."""
@@ -154,6 +185,20 @@ class Config(_Strict):
                 "settings": {**chosen.settings, **entry.task},
                 "method": entry.method,
                 "method_settings": entry.settings,
+                **({} if chosen.teacher is None else {"teacher": chosen.teacher}),
+                "device": self.compute.device,
+                "threads": self.compute.threads,
+            },
+            sort_keys=True,
+        )
+
+    def teacher_spec(self, name: str) -> str:
+        """What one teacher depends on, as the JSON text that `bilevel teacher` takes."""
+        chosen = self.teachers[name]
+        return json.dumps(
+            {
+                "teacher": chosen.teacher,
+                "settings": chosen.settings,
                 "device": self.compute.device,
                 "threads": self.compute.threads,
             },
@@ -189,7 +234,10 @@ def check(config: Config, source: str = "config.yaml") -> None:
         for path in config.data.directories
         if not Path(path).expanduser().is_dir()
     ]
+    for name, chosen in config.teachers.items():
+        found += _checked_teacher(chosen, f"teachers.{name}.settings")
     for name, study in config.studies.items():
+        found += _checked_need_of_teacher(study, f"studies.{name}.teacher")
         counts = {} if study.data is None else data.counts(study.data)
         in_settings = _checked_task(study, {}, counts, f"studies.{name}.settings")
         found += in_settings
@@ -245,6 +293,36 @@ def _checked_task(study: Study, other: Mapping[str, Any], counts: Mapping[str, i
     except SettingsError as error:
         return _prefixed(prefix, error)
     return []
+
+
+def _checked_teacher(chosen: Teacher, prefix: str) -> list[str]:
+    from bilevel import data
+    from bilevel.teachers import teacher_class
+
+    kind = teacher_class(chosen.teacher)
+    counts = {} if chosen.data is None else data.counts(chosen.data)
+    try:
+        kind.check_data(kind.read_settings(chosen.settings), chosen.data, counts)
+    except SettingsError as error:
+        return _prefixed(prefix, error)
+    return []
+
+
+def _checked_need_of_teacher(study: Study, prefix: str) -> list[str]:
+    from bilevel.tasks import task_class
+
+    needed = task_class(study.task).needs_teacher
+    if needed and study.teacher is None:
+        return [f"{prefix}: {study.task} needs a teacher; name one that is under teachers"]
+    if not needed and study.teacher is not None:
+        return [f"{prefix}: {study.task} distills no teacher, got {study.teacher!r}; leave it out"]
+    return []
+
+
+def _known_data_set(value: str | None) -> str | None:
+    from bilevel import data
+
+    return None if value is None else _one_of(value, data.names(), "data set")
 
 
 def _one_of(value: str, known: tuple[str, ...], what: str) -> str:

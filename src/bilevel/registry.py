@@ -37,6 +37,12 @@ def task_names() -> tuple[str, ...]:
     return _defining("tasks", "TASK")
 
 
+@cache
+def teacher_names() -> tuple[str, ...]:
+    """Every module in `teachers` that defines `TEACHER`."""
+    return _defining("teachers", "TEACHER")
+
+
 def method_module(task: str, method: str) -> str:
     """Module of a method as a task runs it: the task's own version where its package has one."""
     own = PACKAGE / "tasks" / task / f"{method}.py"
@@ -57,6 +63,11 @@ def code_hash(*modules: str) -> str:
 def run_code_hash(task: str, method: str) -> str:
     """`code_hash` of everything one run of `method` on `task` uses."""
     return code_hash("bilevel.results", f"bilevel.tasks.{task}", method_module(task, method))
+
+
+def teacher_code_hash(kind: str) -> str:
+    """`code_hash` of everything the training of a kind of teacher uses."""
+    return code_hash("bilevel.teachers", f"bilevel.teachers.{kind}")
 
 
 def files_hash(folder: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,8 +14,12 @@ from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients import Estimate, Hypergradient
+from bilevel.hypergradients import Hypergradient
+from bilevel.hypergradients.base import advance
+from bilevel.hypergradients.none import NoHypergradient
+from bilevel.problem import Batch
 from bilevel.results import Metrics, Result
+from bilevel.trajectory import Prediction
 
 if TYPE_CHECKING:
     from bilevel.tasks.base import HonestLoop, OuterLoop
@@ -34,13 +39,21 @@ def greedy(task: OuterLoop, method: Hypergradient, name: str = "run") -> Result:
     That `task.outer_steps` times. A seed in which a number stops being finite is marked and no longer updated; the
     others go on. With `task.outer_tolerance` a seed is done when its hypergradient is no longer than that; neither its
     parameters nor its hyperparameters move any more, and its trace ends. The trace has the metrics after k outer steps
-    at k.
+    at k, for k = 0, `task.evaluate_every`, twice that, …, and the last.
 
-    Summary: besides the task's own, counts a step; with a tolerance `outer_steps_done` and `hypergradient_norm`.
+    With `task.prediction` the hyperparameters follow a line in some of the outer steps (`trajectory.LocallyLinear`);
+    inner steps are made there without being differentiated, and no seed is done there. What `task.project` makes of
+    updated hyperparameters takes their place, after every update, before anything is recorded.
+
+    Trace: the task's own metrics, `outer_loss`, `jvps_total`; with a tolerance `hypergradient_norm`, empty where it was
+    predicted. Where hypergradients are counted (`OuterLoop`), `hypergradients_total`, and after the first steps
+    `predicted`, the share of predicted steps since the row before: 0 or 1 where one mini-epoch never begins within the
+    steps of a row. Summary: the task's own, counts a step; with a tolerance `outer_steps_done`; where they are counted
+    `hypergradients`, the number of outer steps whose hypergradient was evaluated, 0 for the method `none`.
 
     Source: deck 001, "Алгоритм оптимизации гиперпараметров" (greedy algorithm).
     """
-    return _alternate(task, method, name, lambda step, state, hyper: Approach(state, Cost(), {}))
+    return _Loop(task, method, name, lambda step, state, hyper: Approach(state, Cost(), {})).run()
 
 
 def honest(task: HonestLoop, method: Hypergradient, name: str = "run") -> Result:
@@ -56,11 +69,9 @@ def honest(task: HonestLoop, method: Hypergradient, name: str = "run") -> Result
 
     Source: deck 001, "Неявное дифференцирование" (honest algorithm).
     """
-    result = _alternate(task, method, name, lambda step, state, hyper: solve(task, state, hyper, step))
-    rows = [metrics for metrics in result.trace.values() if "inner_steps" in metrics]
-    steps = torch.stack([metrics["inner_steps"] for metrics in rows])
-    solved = torch.stack([metrics["solved"] for metrics in rows])
-    own = {"inner_steps": steps.nansum(0), "unsolved": (solved == 0).sum(0).double()}
+    loop = _Loop(task, method, name, lambda step, state, hyper: solve(task, state, hyper, step))
+    result = loop.run()
+    own = {"inner_steps": loop.totals["inner_steps"], "unsolved": loop.taken - loop.totals["solved"]}
     return replace(result, summary={**result.summary, **_blank(own, result.alive)})
 
 
@@ -82,51 +93,186 @@ def solve(task: HonestLoop, state: Tensor, hyper: Tensor, step: int) -> Approach
     return Approach(task.optimizer.init(task.solver.params(working)), derivatives.cost, metrics)
 
 
-def _alternate(
-    task: OuterLoop, method: Hypergradient, name: str, approach: Callable[[int, Tensor, Tensor], Approach]
-) -> Result:
-    state, hyper = task.start()
-    outer = task.outer_optimizer()
-    alive = torch.ones(hyper.shape[0], dtype=torch.bool)
-    going, done = alive.clone(), torch.zeros(hyper.shape[0], dtype=torch.float64)
-    cost = Cost()
-    trace: list[Metrics] = [{**task.evaluate(state, hyper), "jvps_total": _constant(alive, 0)}]
-    start = time.perf_counter()
-    for step in range(task.outer_steps):
-        before = approach(step, state, hyper)
-        estimate = method(task.problem, task.optimizer, before.state, hyper, *task.draw(step))
-        cost = cost + before.cost + estimate.cost
-        alive = alive & (_finite(estimate) | ~going)
-        length = estimate.hypergradient.norm(dim=-1).cpu().double()
-        moves = going & alive
+class _Step(NamedTuple):
+    """An outer step, before any seed has moved.
+
+    state: after the inner steps, (S, slots, P).
+    change: the hypergradient, or what is predicted in its place: a hypergradient or hyperparameters, (S, H).
+    outer_loss: (S,); None in a predicted step that leaves no trace.
+    """
+
+    state: Tensor
+    change: Tensor
+    outer_loss: Tensor | None
+    predicted: bool
+
+
+class _Loop:
+    """One run of either algorithm.
+
+    taken: outer steps of each seed, (S,); totals: sums over these of the metrics that come with an `Approach`.
+    """
+
+    def __init__(
+        self, task: OuterLoop, method: Hypergradient, name: str, approach: Callable[[int, Tensor, Tensor], Approach]
+    ) -> None:
+        self._task, self._method, self._name, self._approach = task, method, name, approach
+        self._state, self._hyper = task.start()
+        self._outer = task.outer_optimizer()
+        self._prediction = None if task.prediction is None else Prediction(task.prediction)
+        self._counts = task.counts_hypergradients or task.prediction is not None
+        self._alive = torch.ones(self._hyper.shape[0], dtype=torch.bool)
+        self._going, self._shown = self._alive, self._alive  # shown: going at some step since the last row of the trace
+        self._cost, self._predicted_steps = Cost(), 0
+        self._done, self._evaluated = _constant(self._alive, 0), _constant(self._alive, 0)
+        self._latest: Metrics = {}
+        self._trace: dict[int, Metrics] = {}
+        self.taken, self.totals = _constant(self._alive, 0), dict[str, Tensor]()
+
+    def run(self) -> Result:
+        """All outer steps, or as many as it takes for every seed to be done."""
+        steps, every, watch = self._task.outer_steps, self._task.evaluate_every, _Watch(self._name)
+        self._evaluate(0, 0)
+        for step in range(steps):
+            due = (step + 1) % every == 0 or step + 1 == steps
+            self._take(step, due)
+            ended = step + 1 == steps or not bool(self._going.any())
+            if due or ended:
+                self._evaluate(step + 1, step + 1 - max(self._trace))
+            watch.report(step + 1, steps, self._alive, self._going, ended)
+            if ended:
+                break
+        return self._result()
+
+    def _take(self, step: int, due: bool) -> None:
+        """One outer step of all seeds that still go on."""
+        before = self._approach(step, self._state, self._hyper)
+        batches, outer_batch = self._task.draw(step)
+        found = self._find(step, before.state, batches, outer_batch, due)
+        self._cost = self._cost + before.cost
+        if not _all_finite(found):
+            self._alive = self._alive & (_finite(found) | ~self._going)
+        moves, own = self._going & self._alive, dict(before.metrics)
+        if found.outer_loss is not None:
+            own["outer_loss"] = found.outer_loss
+        if self._task.outer_tolerance is not None:
+            length = _constant(moves, math.nan) if found.predicted else found.change.norm(dim=-1).cpu().double()
+            own["hypergradient_norm"] = length
+            moves = moves & ((length > self._task.outer_tolerance) | found.predicted)
+            self._done = self._done + moves
+        self._count(before, found)
+        self._keep(own)
+        self._hyper = _chosen(moves, self._update(step, found), self._hyper)
+        self._state = _chosen(self._going, found.state, self._state)
+        self._going = moves
+
+    def _find(self, step: int, state: Tensor, batches: Sequence[Batch], outer_batch: Batch, due: bool) -> _Step:
+        task = self._task
+        if self._prediction is None or self._prediction.optimizes(step):
+            estimate = self._method(task.problem, task.optimizer, state, self._hyper, batches, outer_batch)
+            self._cost = self._cost + estimate.cost
+            return _Step(estimate.state, estimate.hypergradient, estimate.outer_loss, predicted=False)
+        derivatives = Derivatives(task.problem, self._hyper)
+        state = advance(derivatives, task.optimizer, state, batches, len(batches))
+        self._cost = self._cost + derivatives.cost
+        loss = derivatives.outer_loss(task.optimizer.params(state), outer_batch) if due else None
+        return _Step(state, self._prediction.predict(step), loss, predicted=True)
+
+    def _update(self, step: int, found: _Step) -> Tensor:
+        """Hyperparameters to which the step leads, for the seeds that go on; of the others they mean nothing."""
+        sets_values = self._prediction is not None and self._prediction.settings.of == "values"
+        following = found.change if found.predicted and sets_values else self._outer.step(self._hyper, found.change)
+        following = self._task.project(following)
+        if self._prediction is not None and not found.predicted:
+            self._prediction.record(step, following if sets_values else found.change)
+        return following
+
+    def _count(self, before: Approach, found: _Step) -> None:
+        shown = self._alive & self._going
+        self._predicted_steps += found.predicted
+        if self._counts and not found.predicted and not isinstance(self._method, NoHypergradient):
+            self._evaluated = self._evaluated + self._going
+        if before.metrics:
+            self.taken = self.taken + shown
+        for metric, values in before.metrics.items():
+            self.totals[metric] = self.totals.get(metric, 0) + torch.where(shown, values, 0.0)
+
+    def _keep(self, metrics: Metrics) -> None:
+        """Of the seeds that go on; of the others what was kept of their last step."""
+        if not bool(self._going.all()):
+            metrics = {
+                metric: torch.where(self._going.to(values.device), values, self._latest.get(metric, values))
+                for metric, values in metrics.items()
+            }
+        self._latest = {**self._latest, **metrics}
+
+    def _evaluate(self, step: int, since: int) -> None:
+        """A row of the trace, `since` outer steps after the one before."""
+        latest = {metric: values.cpu().double() for metric, values in self._latest.items()}
+        metrics = {**self._task.evaluate(self._state, self._hyper), **latest}
+        metrics["jvps_total"] = _constant(self._alive, self._cost.jvps)
+        if self._counts:
+            metrics["hypergradients_total"] = self._evaluated
+            if since:
+                metrics["predicted"] = _constant(self._alive, self._predicted_steps / since)
+        self._trace[step] = _blank(metrics, self._alive & self._shown) if since else metrics
+        self._shown, self._predicted_steps = self._going, 0
+
+    def _result(self) -> Result:
+        task, alive, steps = self._task, self._alive, max(self._trace)
+        own = task.summarize(self._state, self._hyper, list(self._trace.values()))
+        summary = {**_blank(own, alive), **_cost_scalars(self._cost, steps, alive)}
+        if self._counts:
+            summary |= _blank({"hypergradients": self._evaluated}, alive)
         if task.outer_tolerance is not None:
-            moves = moves & (length > task.outer_tolerance)
-        following = outer.step(hyper, torch.where(_row(moves, hyper), estimate.hypergradient, 0.0))
-        hyper = torch.where(_row(moves, hyper), following, hyper)
-        state = torch.where(_row(going, state).unsqueeze(-1), estimate.state, state)
-        done = done + moves
-        metrics = {**task.evaluate(state, hyper), **before.metrics, "outer_loss": estimate.outer_loss.cpu().double()}
-        if task.outer_tolerance is not None:
-            metrics["hypergradient_norm"] = length
-        trace.append(_blank({**metrics, "jvps_total": _constant(alive, cost.jvps)}, alive & going))
-        going = moves
-        _report(name, step + 1, task.outer_steps, time.perf_counter() - start, alive, going)
-        if not bool(going.any()):
-            break
-    summary = {**_blank(task.summarize(state, hyper, trace), alive), **_cost_scalars(cost, len(trace) - 1, alive)}
-    if task.outer_tolerance is not None:
-        summary["outer_steps_done"] = done
-    return Result(alive, dict(enumerate(trace)), summary, task.histograms(hyper), points=task.points(state, hyper))
+            summary["outer_steps_done"] = self._done
+        histograms, points = task.histograms(self._hyper), task.points(self._state, self._hyper)
+        return Result(alive, self._trace, summary, histograms, points=points)
 
 
-def _finite(estimate: Estimate) -> Tensor:
-    parts = (estimate.state.flatten(1), estimate.hypergradient, estimate.outer_loss.unsqueeze(-1))
-    return torch.stack([torch.isfinite(part).all(-1) for part in parts]).all(0).cpu()
+class _Watch:
+    """Progress on standard error, about once a second, and at the end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start = self._reported = time.perf_counter()
+
+    def report(self, step: int, steps: int, alive: Tensor, going: Tensor, ended: bool) -> None:
+        """After `step` of `steps` outer steps; `ended`: there will be no other."""
+        now = time.perf_counter()
+        if now - self._reported < 1 and not ended:
+            return
+        self._reported = now
+        counts = {"diverged": int((~alive).sum()), "done": int((alive & ~going).sum())}
+        note = "".join(f", {count} of {len(alive)} seeds {word}" for word, count in counts.items() if count)
+        seconds = now - self._start
+        left = seconds / step * (steps - step)
+        print(
+            f"{self._name}: outer step {step}/{steps}, {seconds:.1f} s, {left:.1f} s left{note}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
-def _row(chosen: Tensor, like: Tensor) -> Tensor:
-    """(S,) as (S, 1), where `like` is."""
-    return chosen.to(like.device).unsqueeze(-1)
+def _parts(found: _Step) -> list[Tensor]:
+    parts = [found.state.flatten(1), found.change]
+    return parts if found.outer_loss is None else [*parts, found.outer_loss.unsqueeze(-1)]
+
+
+def _all_finite(found: _Step) -> bool:
+    """Whether a sum of everything is finite; if so, everything is. Cheaper than to look at each seed."""
+    return math.isfinite(sum(part.sum() for part in _parts(found)))
+
+
+def _finite(found: _Step) -> Tensor:
+    return torch.stack([torch.isfinite(part).all(-1) for part in _parts(found)]).all(0).cpu()
+
+
+def _chosen(seeds: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` for these seeds, (S,), and `old` for the others."""
+    if bool(seeds.all()):
+        return new
+    return torch.where(seeds.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _blank(metrics: Metrics, alive: Tensor) -> dict[str, Tensor]:
@@ -143,16 +289,3 @@ def _cost_scalars(cost: Cost, outer_steps: int, alive: Tensor) -> dict[str, Tens
     counts = {field.name: getattr(cost, field.name) for field in fields(Cost) if field.name != "seconds"}
     counts["jvps"] = cost.jvps
     return {name: _constant(alive, count if name in whole else count / outer_steps) for name, count in counts.items()}
-
-
-def _report(name: str, step: int, steps: int, seconds: float, alive: Tensor, going: Tensor) -> None:
-    diverged, done = int((~alive).sum()), int((alive & ~going).sum())
-    note = "".join(
-        f", {count} of {len(alive)} seeds {word}" for count, word in ((diverged, "diverged"), (done, "done")) if count
-    )
-    left = seconds / step * (steps - step)
-    print(
-        f"{name}: outer step {step}/{steps}, {seconds:.1f} s, {left:.1f} s left{note}",
-        file=sys.stderr,
-        flush=True,
-    )

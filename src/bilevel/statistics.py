@@ -6,6 +6,7 @@ from one seed, a t-test without spread) is NaN, never an exception: tables show 
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ MOST_SEEDS = 100_000
 # The noncentral t of SciPy is NaN for noncentralities above about 1e12; from 1e6 on the power is 1 in double
 # precision at every level that a test is made at, so that nothing is lost.
 _LARGEST_NONCENTRALITY = 1e6
+
+_QUANTILES = 2000  # of a standard deviation, over which a power is averaged: an error below 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Left minus right over `n` pairs: mean difference, its 95 % t-interval, p of the two-sided t-test.
+    """Left minus right over `n` pairs: mean difference, its 95 % t-interval, p of the test that was made.
 
     `sd` is the standard deviation of the differences. What is undefined is NaN.
     """
@@ -125,24 +128,52 @@ def paired_difference(left: ArrayLike, right: ArrayLike) -> Paired:
     Raises:
         ValueError: not one-dimensional, or of different lengths.
     """
-    first, second = _sample(left), _sample(right)
-    if len(first) != len(second):
-        raise ValueError(f"pairs need as many left as right values, got {len(first)} and {len(second)}")
-    n = len(first)
-    if n == 0:
-        return Paired(0, math.nan, math.nan, math.nan, math.nan, math.nan)
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as is all that follows from it
-        difference = first - second
-        rounding = 4 * np.finfo(np.float64).eps * max(np.abs(first).max(), np.abs(second).max())
-        without_spread = bool(np.ptp(difference) <= rounding)
-    if n < 2 or without_spread:
-        sd = 0.0 if n >= 2 else math.nan
-        return Paired(n, _mean(difference), math.nan, math.nan, math.nan, sd)
+    difference, rounding = _differences(left, right)
+    n = len(difference)
+    if n < 2 or _without_spread(difference, rounding):
+        return Paired(n, _mean(difference), math.nan, math.nan, math.nan, 0.0 if n >= 2 else math.nan)
     interval = mean_interval(difference)
     with np.errstate(invalid="ignore", divide="ignore"):
         t = interval.mean / (np.float64(interval.sd) / math.sqrt(n))
     p = float(2 * stats.t.sf(abs(t), n - 1))
     return Paired(n, interval.mean, interval.low, interval.high, p, interval.sd)
+
+
+def paired_equivalence(left: ArrayLike, right: ArrayLike, margin: float) -> Paired:
+    """Paired test of equivalence on the differences d = left - right: two one-sided t-tests (TOST).
+
+    The one rejects mean(d) <= -margin by t = (mean(d) + margin) / (sd(d) / √n), the other mean(d) >= margin by
+    t = (mean(d) - margin) / (sd(d) / √n), each with n - 1 degrees of freedom. p is the larger of both: below α, the
+    mean difference lies within the margin at level α. The bounds are those of `paired_difference`.
+
+    Where all differences are equal (up to rounding), p has the value that it goes to as the spread goes to zero: 0
+    within the margin, 1 outside, 0.5 at its edge; both bounds are the difference itself. With fewer than two pairs p
+    and bounds are NaN.
+
+    Args:
+        left: shape (n,), any unit.
+        right: shape (n,), the same seeds in the same order.
+        margin: the largest difference that does not count, in the same unit, above 0.
+
+    Raises:
+        ValueError: not one-dimensional, of different lengths, or a margin that is not above 0 and finite.
+
+    Source: Schuirmann 1987.
+    """
+    _check_margin(margin)
+    difference, rounding = _differences(left, right)
+    n, mean = len(difference), _mean(difference)
+    if n < 2:
+        return Paired(n, mean, math.nan, math.nan, math.nan, math.nan)
+    if _without_spread(difference, rounding):
+        if math.isfinite(mean) and abs(abs(mean) - margin) <= rounding:
+            mean = math.copysign(margin, mean)
+        p = 0.5 if abs(mean) == margin else float(abs(mean) > margin)
+        return Paired(n, mean, mean, mean, p, 0.0)
+    interval = mean_interval(difference)
+    with np.errstate(invalid="ignore"):  # inf / inf is NaN
+        t = (margin - np.abs(interval.mean)) / (np.float64(interval.sd) / math.sqrt(n))  # the test with the larger p
+    return Paired(n, interval.mean, interval.low, interval.high, float(stats.t.sf(t, n - 1)), interval.sd)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -210,16 +241,83 @@ def seeds_to_decide(effect: float, sd: float, power: float = 0.8, alpha: float =
     _check_fraction("alpha", alpha)
     if not (math.isfinite(effect) and math.isfinite(sd) and effect != 0 and sd > 0):
         return None
-    if paired_power(MOST_SEEDS, effect, sd, alpha) < power:
+    return _smallest(lambda n: paired_power(n, effect, sd, alpha) >= power)
+
+
+def equivalence_power(n: int, effect: float, sd: float, margin: float, alpha: float = 0.05) -> float:
+    """Power of the paired test of equivalence, if the differences are normal with this mean and spread.
+
+    P(|D| < margin - t(1 - alpha; n - 1) · S / √n) for the mean D and the standard deviation S of n differences: the
+    probability given S, in closed form as D is normal, is averaged over the quantiles of S.
+
+    Args:
+        n: number of pairs, at least 2.
+        effect: mean of the differences, any unit.
+        sd: their standard deviation, the same unit, above 0.
+        margin: of the test, the same unit, above 0.
+        alpha: level of the test.
+    """
+    critical = float(stats.t.isf(alpha, n - 1))
+    spreads = np.sqrt(stats.chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
+    half = np.maximum(margin * math.sqrt(n) / sd - critical * spreads, 0)
+    shift = effect * math.sqrt(n) / sd
+    return float(np.mean(stats.norm.cdf(half - shift) - stats.norm.cdf(-half - shift)))
+
+
+def seeds_to_decide_equivalence(
+    effect: float, sd: float, margin: float, power: float = 0.8, alpha: float = 0.05
+) -> int | None:
+    """Smallest number of pairs for which the paired test of equivalence reaches the power; see `equivalence_power`.
+
+    Args:
+        effect: mean of the differences, any unit.
+        sd: their standard deviation, the same unit.
+        margin: of the test, the same unit, above 0.
+        power: wanted probability of a p below alpha, between 0 and 1.
+        alpha: level of the test.
+
+    Returns:
+        n >= 2, or None where no number can be named: the effect is not within the margin, effect or spread are
+        unknown (NaN), the spread is 0, or more than `MOST_SEEDS` pairs would be needed.
+
+    Raises:
+        ValueError: `power` or `alpha` is not between 0 and 1, or `margin` is not above 0 and finite.
+    """
+    _check_fraction("power", power)
+    _check_fraction("alpha", alpha)
+    _check_margin(margin)
+    if not (abs(effect) < margin and math.isfinite(sd) and sd > 0):
         return None
-    low, high = 1, MOST_SEEDS  # power grows with n: too few at `low` (one pair has no test), enough at `high`
+    return _smallest(lambda n: equivalence_power(n, effect, sd, margin, alpha) >= power)
+
+
+def _smallest(enough: Callable[[int], bool]) -> int | None:
+    """The smallest number of pairs, 2 to `MOST_SEEDS`, that is enough; what is enough must go on being so."""
+    if not enough(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS  # too few at `low` (one pair has no test), enough at `high`
     while high - low > 1:
         middle = (low + high) // 2
-        if paired_power(middle, effect, sd, alpha) >= power:
+        if enough(middle):
             high = middle
         else:
             low = middle
     return high
+
+
+def _differences(left: ArrayLike, right: ArrayLike) -> tuple[NDArray[np.float64], float]:
+    """Left minus right, and how far the rounding of a subtraction may take one difference from another."""
+    first, second = _sample(left), _sample(right)
+    if len(first) != len(second):
+        raise ValueError(f"pairs need as many left as right values, got {len(first)} and {len(second)}")
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, as is all that follows from it
+        largest = np.abs([first, second]).max(initial=0)
+        return first - second, float(4 * np.finfo(np.float64).eps * largest)
+
+
+def _without_spread(difference: NDArray[np.float64], rounding: float) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(np.ptp(difference) <= rounding)
 
 
 def _sample(values: ArrayLike) -> NDArray[np.float64]:
@@ -232,6 +330,11 @@ def _sample(values: ArrayLike) -> NDArray[np.float64]:
 def _check_fraction(name: str, value: float) -> None:
     if not 0 < value < 1:
         raise ValueError(f"{name} lies between 0 and 1, got {value}")
+
+
+def _check_margin(margin: float) -> None:
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"margin: expected a number above 0, got {margin}")
 
 
 def _mean(sample: NDArray[np.float64]) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from bilevel.problem import Batch, Loss, Problem, gradients, leaves_of, map_batch
 
@@ -55,9 +56,9 @@ def traced(problem: Problem) -> TracedProblem:
     """The same problem, with its derivatives recorded at first use and replayed from then on.
 
     Up to twice as fast for small networks, after a second or two for recording; one recording for each shape of a
-    batch. The losses must be functions of their arguments: what they read besides (a tensor of an enclosing scope) is
-    remembered as the object it was. A loss whose course depends on the values of tensors cannot be recorded; it is then
-    differentiated at each call, as without, with a warning.
+    batch. The losses must be functions of their arguments: what they read besides is remembered as it was, a tensor of
+    an enclosing scope as the object, a Python number as its value. A loss whose course, or a shape in it, depends on
+    the values of tensors cannot be recorded; it is then differentiated at each call, as without, with a warning.
     """
     return TracedProblem(**{part.name: getattr(problem, part.name) for part in fields(Problem)})
 
@@ -75,6 +76,11 @@ class Recorder:
     def gradient(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording | None:
         """(w, h, batch; g) -> g = ∂L/∂w; None where it cannot be recorded, here and below."""
         found: Recording | None = self._recorded("gradient", params, hyper, batch, partial(_record_gradient, loss))
+        return found
+
+    def hyper_gradient(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording | None:
+        """(w, h, batch; g) -> g = ∂L/∂h."""
+        found: Recording | None = self._recorded("hyper", params, hyper, batch, partial(_record_hyper_gradient, loss))
         return found
 
     def outer_gradient(self, loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording | None:
@@ -167,6 +173,14 @@ def _record_gradient(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) ->
     return Recording(_made(function, [params, hyper, *leaves_of(batch)]), 1, accumulate=False)
 
 
+def _record_hyper_gradient(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording:
+    def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
+        h = h.detach().requires_grad_()
+        return [*gradients(loss(w, h, _rebuilt(batch, leaves)), [h])]
+
+    return Recording(_made(function, [params, hyper, *leaves_of(batch)]), 1, accumulate=False)
+
+
 def _record_outer(loss: Loss, params: Tensor, hyper: Tensor, batch: Batch) -> Recording:
     def function(w: Tensor, h: Tensor, *leaves: Tensor) -> list[Tensor]:
         sources = [w.detach().requires_grad_(), h.detach().requires_grad_()]
@@ -204,11 +218,22 @@ def _made(function: Callable[..., list[Tensor]], arguments: list[Tensor]) -> fx.
 
     copies = [argument.detach().clone() for argument in arguments]
     with torch.enable_grad():
-        module = make_fx(function)(*copies)
+        # tensors without values: a loss that asks for one is noticed, and not recorded together with the answer
+        module = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*copies)
+    _refuse_varying(module)
     with torch.no_grad():
         _describe(module, copies)
     _simplify(module)
     return module
+
+
+def _refuse_varying(module: fx.GraphModule) -> None:
+    """ValueError where a number or a shape follows from the values of tensors."""
+    for node in _nodes(module.graph):
+        for value in tree_leaves(node.meta.get("val")):
+            sizes = value.shape if isinstance(value, Tensor) else (value,)
+            if any(isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes):
+                raise ValueError(f"{node.target} depends on the values of tensors")
 
 
 def _describe(module: fx.GraphModule, arguments: list[Tensor]) -> None:

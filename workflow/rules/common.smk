@@ -3,7 +3,7 @@
 import sys
 
 from bilevel import config as configuration
-from bilevel.registry import code_hash, files_hash, run_code_hash
+from bilevel.registry import code_hash, files_hash, run_code_hash, teacher_code_hash
 from bilevel.settings import SettingsError
 
 
@@ -37,6 +37,8 @@ wildcard_constraints:
     study="[a-z0-9_.]+",
     method="[a-z0-9_.]+",
     seeds=r"[0-9,\-]+",
+    teacher="[a-z0-9_.]+",
+    seed="[0-9]+",
 
 
 onerror:

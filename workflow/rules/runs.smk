@@ -7,6 +7,13 @@ rule run:
         digest=lambda wildcards: [
             f"results/data/{data}.json" for data in [study_of(wildcards).data] if data
         ],
+        # a teacher for each seed, for a study whose task distills one
+        teachers=lambda wildcards: [
+            f"results/teachers/{teacher}/{seed}.json"
+            for teacher in [study_of(wildcards).teacher]
+            if teacher
+            for seed in run_of(wildcards).seeds
+        ],
     output:
         multiext(
             "results/runs/{study}/{method}/{seeds}/",
@@ -29,7 +36,12 @@ rule run:
     params:
         folder=subpath(output.record, parent=True),
         data=lambda wildcards, input: [
-            f"--data {path.removesuffix('.json')}.safetensors" for path in input
+            f"--data {path.removesuffix('.json')}.safetensors" for path in input.digest
+        ],
+        teacher=lambda wildcards: [
+            f"--teacher results/teachers/{teacher}"
+            for teacher in [study_of(wildcards).teacher]
+            if teacher
         ],
         seeds=lambda wildcards: run_of(wildcards).seeds,
         spec=lambda wildcards: CONFIG.spec(wildcards.study, wildcards.method),
@@ -40,5 +52,5 @@ rule run:
         ),
     shell:
         "python -m bilevel run --study {wildcards.study} --method {wildcards.method} --seeds {params.seeds}"
-        " --spec {params.spec:q} {params.data}"
+        " --spec {params.spec:q} {params.data} {params.teacher}"
         " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

@@ -156,6 +156,11 @@ def cotangent_of(optimizer: Optimizer, state: Tensor, params_cotangent: Tensor) 
     return cotangent
 
 
+def stacked(slopes: Sequence[Tensor], hyper: Tensor) -> Tensor:
+    """Derivatives by one hyperparameter each, (S,), put together as `hyper` (S, H) is; there may be none."""
+    return torch.stack(list(slopes), dim=-1) if slopes else torch.zeros_like(hyper)
+
+
 def _unsqueeze(tensor: Tensor) -> Tensor:
     return tensor.unsqueeze(0)
 

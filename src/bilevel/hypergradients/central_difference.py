@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, stacked
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 
@@ -51,7 +51,7 @@ class CentralDifference(Hypergradient):
             width = ((above - below) * unit).sum(-1)  # as it came out after rounding
             slopes.append((run(above)[1] - run(below)[1]) / width)
         last, outer_loss = run(hyper)
-        return Estimate(last, torch.stack(slopes, dim=-1), outer_loss, derivatives.cost)
+        return Estimate(last, stacked(slopes, hyper), outer_loss, derivatives.cost)
 
 
 METHOD = CentralDifference

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel.complex_derivatives import ComplexDerivatives, check_analytic
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, stacked
 from bilevel.hypergradients.gradient_steps import gradient_optimizer
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
@@ -60,7 +60,7 @@ class ComplexStep(Hypergradient):
             shifted.cost = derivatives.cost
             shifted_last = advance(shifted, optimizer, start, batches, len(batches))
             slopes.append(shifted.outer_loss(optimizer.params(shifted_last), outer_batch).imag / self.epsilon)
-        return Estimate(last, torch.stack(slopes, dim=-1), outer_loss, derivatives.cost)
+        return Estimate(last, stacked(slopes, hyper), outer_loss, derivatives.cost)
 
 
 METHOD = ComplexStep

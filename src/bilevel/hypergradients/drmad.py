@@ -9,8 +9,9 @@ from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
+from bilevel.hypergradients.gradient_steps import gradient_optimizer
 from bilevel.hypergradients.reverse import Trajectory, estimate_back
-from bilevel.optimizers import Optimizer
+from bilevel.optimizers import GradientOptimizer, Optimizer
 from bilevel.problem import Batch
 
 
@@ -19,7 +20,11 @@ class DrMAD(Hypergradient):
     """Exact reverse mode with A_t, B_t taken at s̃_{t−1} = (1 − (t−1)/T) s_0 + (t−1)/T s_T instead of s_{t−1}.
 
     For an optimizer whose Jacobians depend on the parameters alone (SGD, momentum) that is the line between the first
-    and the last parameters. Stores two states; 2T − 1 products. It has no settings.
+    and the last parameters; where steps are counted, the count is that of step t. Stores two states; 2T − 1 products.
+    It has no settings.
+
+    Raises ValueError for an optimizer that does not take one gradient a step: a point between two states of its memory
+    means nothing.
 
     Source: Fu et al. 2016; deck 000.
     """
@@ -32,10 +37,11 @@ class DrMAD(Hypergradient):
         batches: Sequence[Batch],
         outer_batch: Batch,
     ) -> Estimate:
+        chained = gradient_optimizer(optimizer, "drmad")
         first = state
         state = advance(derivatives, optimizer, state, batches, len(batches))
         derivatives.cost.hold(2)
-        line = Line(first, state, len(batches))
+        line = StateLine(chained, first, state, len(batches))
         return estimate_back(derivatives, optimizer, state, Trajectory(line), batches, outer_batch)
 
 
@@ -50,6 +56,22 @@ class Line(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # slices are not needed
         return self._first.lerp(self._last, index / self._count)
+
+
+class StateLine(Line):
+    """The same of states: where steps are counted, item t has the count of the first state and t more."""
+
+    def __init__(self, optimizer: GradientOptimizer, first: Tensor, last: Tensor, count: int) -> None:
+        super().__init__(first, last, count)
+        self._optimizer = optimizer
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]  # slices are not needed
+        """A schedule is read at whole numbers of steps."""
+        point = super().__getitem__(index)
+        steps, before = self._optimizer.count(point), self._optimizer.count(self._first)
+        if steps is not None and before is not None:
+            steps.copy_(before + index)
+        return point
 
 
 METHOD = DrMAD

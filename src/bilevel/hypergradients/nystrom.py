@@ -55,7 +55,11 @@ class Nystrom(Hypergradient):
         units = one_hot(chosen, params.shape[-1]).to(params.dtype)[:, None].expand(self.rank, *params.shape)
         block = derivatives.push_forward(params, batch).along(units).permute(1, 2, 0)  # C, (S, P, k)
         small = self.damping * block[:, chosen] + block.mT @ block
-        through = torch.linalg.pinv(small, hermitian=True) @ (block.mT @ outer.params[..., None])
+        # a seed that is not finite must not keep the others from theirs; its own result is NaN in any case
+        finite = torch.isfinite(small).flatten(1).all(1)[:, None, None]
+        through = torch.linalg.pinv(torch.where(finite, small, 0.0), hermitian=True) @ (
+            block.mT @ outer.params[..., None]
+        )
         solution = (outer.params - (block @ through).squeeze(-1)) / self.damping
 
         hypergradient = outer.hyper.clone()

@@ -36,7 +36,7 @@ class DiskTape:
         with self._explained():
             free = shutil.disk_usage(self._folder).free
             if free < self._size:
-                raise OSError(f"{free / 2**30:.1f} GiB are free")
+                raise OSError(f"{_size(free)} are free")
             self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115  # closed by __exit__
 
     def __enter__(self) -> Self:
@@ -71,6 +71,14 @@ class DiskTape:
             yield
         except OSError as error:
             raise FileError(
-                f"{self._folder}: cannot hold a tape of {self._size / 2**30:.1f} GiB: {error.strerror or error}; "
+                f"{self._folder}: cannot hold a tape of {_size(self._size)}: {error.strerror or error}; "
                 "name another folder with the setting `folder`, or use the method `checkpointed`, which needs no disk"
             ) from error
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

@@ -31,7 +31,7 @@ class Until(Optimizer):
     gradient is the one that the wrapped step evaluates anyway.
 
     State: that of `optimizer`, and one slot whose first entry is n ≥ 0 after n steps, and −1 − n once stopped after n.
-    `steps_done` and `stopped` read it. A point between two states means nothing, so DrMAD must not be used with it.
+    `steps_done` and `stopped` read it. A point between two states means nothing, so that DrMAD refuses it.
 
     Source: deck 001, "Общий алгоритм оптимизации" (the stopping criterion as a source of jumps).
     """

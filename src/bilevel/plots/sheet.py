@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from bilevel.files import replacing
-from bilevel.plots.svg import FONTS, INK, adapt, describe, isolate, parse, serialize
+from bilevel.plots.svg import FONTS, INK, adapt, coarsen, describe, isolate, parse, serialize
 
 RC: Mapping[str, Any] = {
     "svg.fonttype": "none",
@@ -54,11 +54,12 @@ HEADING = 18.0
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing with the words that stand for it."""
+    """One drawing with the words that stand for it. `coarse`: its paths are written to a tenth of a point."""
 
     figure: Figure
     title: str
     description: str
+    coarse: bool = False
 
     def element(self) -> Element:
         """The drawing as an SVG element with a view box in points."""
@@ -73,6 +74,8 @@ class Panel:
             )
         root = parse(buffer.getvalue())
         adapt(root)
+        if self.coarse:
+            coarsen(root)
         for key in ("width", "height", "version"):
             root.attrib.pop(key, None)
         root.set("class", "panel")

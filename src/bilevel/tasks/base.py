@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,11 +13,11 @@ from torch import Tensor
 from bilevel.data import Dataset
 from bilevel.hypergradients import Hypergradient
 from bilevel.optimizers import Optimizer, Until
-from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.results import Histogram, Metrics, Point, Result
 from bilevel.runs import greedy, honest
 from bilevel.settings import SettingsError, explain
+from bilevel.trajectory import LocallyLinear
 
 
 class Settings(BaseModel):
@@ -32,6 +32,8 @@ class Task(ABC):
     settings_class: ClassVar[type[Settings]]
     methods: ClassVar[tuple[str, ...] | None] = None
     """Names of the methods that make sense here; None: all hypergradient methods."""
+    needs_teacher: ClassVar[bool] = False
+    """Whether the task distills a teacher, one for each seed."""
 
     @classmethod
     def read_settings(cls, settings: dict[str, Any]) -> Settings:
@@ -56,21 +58,39 @@ class Task(ABC):
     ) -> None:
         """Prepare everything that does not depend on the method."""
 
+    def use_teachers(self, teachers: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take the tensors of each seed's teacher, before `run`; of tasks that need them."""
+        raise NotImplementedError(f"{type(self).__name__} distills no teacher")
+
     @abstractmethod
     def run(self, method: Any, name: str) -> Result:
         """The whole experiment with one method; `name` is what progress is reported under."""
+
+
+class OuterOptimizer(Protocol):
+    """What moves hyperparameters, such as `outer.Adam`; every entry by itself, so that seeds do not mix."""
+
+    def step(self, hyper: Tensor, hypergradient: Tensor) -> Tensor:
+        """The next hyperparameters (S, H), a new tensor."""
 
 
 class OuterLoop(Task):
     """An experiment that optimizes hyperparameters: differentiated inner steps and updates in turn, see `runs.greedy`.
 
     outer_tolerance: norm of the hypergradient at which a seed is done; None: after `outer_steps`.
+    evaluate_every: k; the trace has the metrics after 0, k, 2k, … outer steps, and after the last.
+    prediction: where the hyperparameters follow a line instead of a hypergradient; None: nowhere.
+    counts_hypergradients: whether hypergradients that were evaluated are counted in trace and summary, to compare with
+        methods that have a prediction; with one they are counted in any case.
     """
 
     problem: Problem
     optimizer: Optimizer
     outer_steps: int
     outer_tolerance: float | None = None
+    evaluate_every: int = 1
+    prediction: LocallyLinear | None = None
+    counts_hypergradients: bool = False
 
     def run(self, method: Hypergradient, name: str) -> Result:
         """See `Task`."""
@@ -81,12 +101,16 @@ class OuterLoop(Task):
         """First inner state (S, slots, P) and hyperparameters (S, H)."""
 
     @abstractmethod
-    def outer_optimizer(self) -> Adam:
+    def outer_optimizer(self) -> OuterOptimizer:
         """What moves the hyperparameters, at its start."""
 
     @abstractmethod
     def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
         """Inner batches and the outer batch of one outer step; depends on `step` and the seeds alone."""
+
+    def project(self, hyper: Tensor) -> Tensor:
+        """The nearest hyperparameters that are allowed, (S, H), after each update; all are unless a task says so."""
+        return hyper
 
     @abstractmethod
     def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:
@@ -94,7 +118,10 @@ class OuterLoop(Task):
 
     @abstractmethod
     def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
-        """Final metrics, each (S,), from the last state and the trace (item k = metrics after k outer steps)."""
+        """Final metrics, each (S,), from the last state and the trace.
+
+        Item i of the trace has the metrics after i · `evaluate_every` outer steps, the last those after all.
+        """
 
     def histograms(self, hyper: Tensor) -> list[Histogram]:
         """Distributions to keep of the last hyperparameters; none unless a task has some."""
