@@ -144,3 +144,14 @@ def test_pieces_are_drawn_with_gaps_at_jumps() -> None:
     assert re.match(r"a: 2 pieces for x from 0 to 3", panel.description)
     (gap,) = algorithms_pieces(pd.DataFrame(columns=COLUMNS), ("one",), Look()).groups[0].panels
     assert gap.description == "one: not run."
+
+
+def test_pieces_of_a_line_are_marked() -> None:
+    values = {step: [float(step)] * 2 for step in range(5)}
+    shares = {1: [0.0, 0.0], 2: [1.0, 1.0], 3: [0.4, 0.4], 4: [0.5, 0.5]}
+    frame = table({("a", "error"): values, ("a", "predicted"): shares, ("b", "error"): values})
+    sheet = plot(frame, marked="predicted", marked_label="predicted")
+    shaded = [line for line in drawn(sheet) if len(line) == 2]
+    assert shaded == [[(1, 1), (2, 2)], [(3, 3), (4, 4)]]
+    assert "shaded: predicted" in {element.text for element in parse(sheet.svg("x")).iter("text")}
+    assert [line for line in drawn(plot(frame)) if len(line) == 2] == []

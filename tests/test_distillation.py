@@ -268,6 +268,7 @@ def test_published_updates_alternate(teachers: Teachers) -> None:
         ends = [plain.by_hyper(student.params + sign * epsilon * v, leaf.detach()) for sign in (1, -1)]
         leaf.grad = -1e-3 * (ends[0] - ends[1]) * epsilon / 2
         outer.step()
+    assert result.summary["test_cross_entropy"].item() == pytest.approx(plain.loss_on(student.params, "test").item())
     expected = [torch.sigmoid(leaf[0]).item(), torch.sigmoid(leaf[1]).item(), 10 * torch.sigmoid(leaf[2]).item()]
     found = [result.summary[name].item() for name in ("beta_distillation", "beta_student", "temperature")]
     assert found == pytest.approx(expected, rel=1e-9)

@@ -48,7 +48,7 @@ class Tree:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=600,
+            timeout=1500,
         )
 
     def planned(self) -> set[str]:

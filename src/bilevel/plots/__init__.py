@@ -44,6 +44,7 @@ class Drawing:
 _CLEANING = ("cleaning_published", "cleaning_corrected")
 _BIAS = ("bias_quadratic", "bias_logistic", "bias_rescaled")
 _NUMERIC = ("numeric_quadratic", "numeric_network")
+_DISTILLATION = ("distillation_published", "distillation_corrected")
 _CHAINS = ("chains_network", "chains_quadratic")
 
 FIGURES: dict[str, dict[str, Drawing]] = {
@@ -224,6 +225,104 @@ FIGURES: dict[str, dict[str, Drawing]] = {
                 "y_label": "Seconds",
                 "x_log": True,
                 "y_log": True,
+            },
+        ),
+    },
+    "004": {
+        "distillation_sample": Drawing(
+            "plane",
+            "decision",
+            "points",
+            _DISTILLATION,
+            {"quantities": {"decision_teacher": "Teacher", "decision_student": "Student"}, "methods": ("optimized",)},
+        ),
+        "distillation_restarts": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {
+                "y": "test_accuracy",
+                "x_label": "Iteration",
+                "y_label": "Test accuracy",
+                "methods": (
+                    "optimized",
+                    "linear_e10_n2",
+                    "linear_e10_n3",
+                    "linear_e10_n5",
+                    "linear_e10_n10",
+                    "slip_e10_n2",
+                    "slip_e10_n3",
+                    "slip_e10_n5",
+                    "slip_e10_n10",
+                ),
+            },
+        ),
+        "distillation_arms": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {
+                "y": "test_accuracy",
+                "x_label": "Iteration",
+                "y_label": "Test accuracy",
+                "methods": ("none", "naive", "random", "optimized", "linear_e10_n2", "linear_e1000_n2", "tpe"),
+            },
+        ),
+        "distillation_beta_distillation": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {
+                "y": "beta_distillation",
+                "x_label": "Iteration",
+                "y_label": "β of distillation",
+                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e2000_n2", "linear_e10_n10"),
+                "marked": "predicted",
+                "marked_label": "predicted",
+            },
+        ),
+        "distillation_beta_student": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {
+                "y": "beta_student",
+                "x_label": "Iteration",
+                "y_label": "β of the labels",
+                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e2000_n2", "linear_e10_n10"),
+                "marked": "predicted",
+                "marked_label": "predicted",
+            },
+        ),
+        "distillation_temperature": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {
+                "y": "temperature",
+                "x_label": "Iteration",
+                "y_label": "Temperature",
+                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e2000_n2", "linear_e10_n10"),
+                "marked": "predicted",
+                "marked_label": "predicted",
+            },
+        ),
+        "distillation_by_hypergradients": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {
+                "y": "test_accuracy",
+                "x": "hypergradients_total",
+                "x_label": "Hypergradients",
+                "y_label": "Test accuracy",
+                "methods": ("optimized", "linear_e10_n2", "linear_e10_n5", "linear_e10_n10", "linear_e1000_n2"),
             },
         ),
     },

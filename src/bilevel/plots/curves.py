@@ -48,11 +48,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """A method's line and, where there is one, its reference, both in the units of the axes."""
+    """A method's line and, where there is one, its reference, both in the units of the axes.
+
+    marked: numbers of the points whose piece of the line, from the point before, is marked.
+    """
 
     line: Line
     last: float
     reference: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
+    marked: tuple[int, ...] = ()
 
 
 def curves(
@@ -68,6 +72,8 @@ def curves(
     y_log: bool = False,
     reference: str | None = None,
     reference_label: str = "",
+    marked: str | None = None,
+    marked_label: str = "",
     methods: Sequence[str] | None = None,
 ) -> Sheet:
     """One line a method: the mean over seeds with its 95 % t-interval; axes are shared by the studies.
@@ -78,6 +84,8 @@ def curves(
         Where no seed's is, the point stands on a line of its own at the foot of the axis, marked 0, and the line is
         broken before and after. x_log: what is not above zero is left out.
     reference: a metric that a line is to be compared with, such as a bound: thin and dotted, in the line's color.
+    marked: a metric between 0 and 1, the share of the steps since the point before to which something applies; where it
+        is one half or more, that piece of the line has a broad shade.
     methods: those to draw; None: all.
     """
     known = table[table["value"].map(math.isfinite)] if len(table) else table
@@ -85,9 +93,12 @@ def curves(
     across, up = _axes(known, drawn, x, y, reference, (x_label, x_log), (y_label, y_log))
     panels = []
     for study in studies:
-        found = [_curve(known, study, method, (x, y, reference), across, up) for method in drawn[study]]
+        found = [_curve(known, study, method, (x, y, reference, marked), across, up) for method in drawn[study]]
         shown = [curve for curve in found if curve.line.x]
-        panels.append(_panel(look.study(study), shown, missing[study], across, up, look, reference_label))
+        notes = {f"dotted: {reference_label}": any(curve.reference[0] for curve in shown) and bool(reference_label)}
+        notes[f"shaded: {marked_label}"] = any(curve.marked for curve in shown)
+        note = ", ".join(text for text, there in notes.items() if there)
+        panels.append(_panel(look.study(study), shown, missing[study], across, up, look, note))
     return Sheet(f"{y_label}, against: {x_label}", "One panel a study.", (Group("", tuple(panels)),), columns=2)
 
 
@@ -134,9 +145,14 @@ def _axis(label: str, log: bool, values: np.ndarray, room: float = 0.0, zero: bo
 
 
 def _curve(
-    table: pd.DataFrame, study: str, method: str, metrics: tuple[str, str, str | None], across: Axis, up: Axis
+    table: pd.DataFrame,
+    study: str,
+    method: str,
+    metrics: tuple[str, str, str | None, str | None],
+    across: Axis,
+    up: Axis,
 ) -> Curve:
-    x, y, reference = metrics
+    x, y, reference, marked = metrics
     values = frames.series(table, study, method, y)
     places = {step: [float(step)] for step in values} if x == "step" else frames.series(table, study, method, x)
     at = {step: across.mean([mean_interval(sample).mean]).mean for step, sample in places.items()}
@@ -144,17 +160,21 @@ def _curve(
     steps = [step for step in values if math.isfinite(at.get(step, math.nan)) and math.isfinite(means[step].mean)]
     compared = frames.series(table, study, method, reference) if reference else {}
     both = [step for step in steps if step in compared]
+    shares = frames.series(table, study, method, marked) if marked else {}
     dotted = [up.mean(compared[step]).mean for step in both]
     last = mean_interval(values[steps[-1]]).mean if steps else math.nan
     return Curve(
         Line(method, tuple(at[step] for step in steps), tuple(means[step] for step in steps)),
         last,
         (tuple(at[step] for step in both), tuple(dotted)),
+        tuple(
+            place for place, step in enumerate(steps) if place and mean_interval(shares.get(step, [0.0])).mean >= 0.5
+        ),
     )
 
 
 def _panel(
-    title: str, found: Sequence[Curve], missing: Sequence[str], across: Axis, up: Axis, look: Look, reference: str
+    title: str, found: Sequence[Curve], missing: Sequence[str], across: Axis, up: Axis, look: Look, note: str
 ) -> Panel:
     if not found:
         return empty(WIDTH, HEIGHT, title)
@@ -166,8 +186,8 @@ def _panel(
         for curve in found:
             _draw(axes, curve, up, look)
         _names(axes, found, across, up, look)
-        if reference and any(curve.reference[0] for curve in found):
-            axes.text(1, 1.035, f"dotted: {reference}", ha="right", fontsize=8, alpha=0.75, transform=axes.transAxes)
+        if note:
+            axes.text(1, 1.035, note, ha="right", fontsize=8, alpha=0.75, transform=axes.transAxes)
         if missing:
             text = "not run: " + ", ".join(look.method(key) for key in missing[:3]) + (", …" if missing[3:] else "")
             figure.text(1 - 0.02 / WIDTH, 1 - 0.24 / HEIGHT, text, ha="right", fontstyle="italic", fontsize=8)
@@ -221,6 +241,10 @@ def _draw(axes: Axes, curve: Curve, up: Axis, look: Look) -> None:
         if any(math.isfinite(item.low) for item in y):
             low, high = [item.low for item in y], [item.high for item in y]
             axes.fill_between(x, low, high, color=color, alpha=0.11, linewidth=0)
+    for place in curve.marked:
+        piece = slice(place - 1, place + 1)
+        mean = [item.mean for item in line.y[piece]]
+        axes.plot(line.x[piece], mean, color=color, linewidth=5, alpha=0.28, solid_capstyle="butt")
     if curve.reference[0]:
         axes.plot(*curve.reference, color=color, linestyle=DOTS, linewidth=1, dash_capstyle="butt")
     last = line.y[-1].mean

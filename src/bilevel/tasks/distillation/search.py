@@ -1,0 +1,116 @@
+"""Metaparameters by search: a whole training with fixed metaparameters for every trial."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from bilevel.cost import Cost
+from bilevel.derivatives import Derivatives
+from bilevel.randomness import generator
+from bilevel.results import Metrics, Result
+from bilevel.settings import Configurable
+from bilevel.tasks.distillation.metaparameters import BETAS, TEMPERATURES, inverse
+
+if TYPE_CHECKING:
+    from bilevel.search import Params
+    from bilevel.tasks.distillation import Distillation
+
+SPACE = {
+    "beta_distillation": (*BETAS, False),
+    "beta_student": (*BETAS, False),
+    "temperature": (*TEMPERATURES, True),
+}
+"""That of the random baseline."""
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class TPE(Configurable):
+    """Tree-structured Parzen estimator: trains with fixed metaparameters, several times, and keeps the best.
+
+    What is lowered is the loss that metaparameters are tuned on, after the last iteration.
+
+    trials: number of trainings. The published hypergradient takes five gradients an iteration (the step itself, a
+        virtual one, the outer loss, two differences), a training one: five trials cost as much as that run. The exact
+        greedy hypergradient takes two gradients and a mixed product, which is two gradients' work: four trials.
+
+    Source: Gorpinich, Bakhteev and Strijov 2022 (five trials).
+    """
+
+    trials: Annotated[int, Field(ge=1)] = 5
+
+
+class Training(NamedTuple):
+    """A training of all seeds: the last state (S, slots, P), the metaparameters' r (S, 3), metrics by iteration, and
+    the loss that metaparameters are tuned on, after the last one, (S,)."""
+
+    state: Tensor
+    hyper: Tensor
+    trace: Mapping[int, Metrics]
+    loss: Tensor
+
+
+def search(task: Distillation, method: TPE, name: str) -> Result:
+    """Trials of all seeds go on side by side; each seed has a search of its own.
+
+    Trace: that of each seed's best trial, and `outer_loss`. Summary: that of the best trial; `best_trial`, counted
+    from 1; costs of all trials, an iteration of a run.
+    """
+    from bilevel.search.tpe import minimize_each  # Optuna takes a second to import, which no other arm should wait
+
+    trials: list[Training] = []
+    cost = Cost()
+
+    def objective(params: Sequence[Params]) -> Sequence[float]:
+        hyper = torch.stack([inverse(**one) for one in params]).to(task.device)
+        trials.append(train(task, hyper, cost))
+        print(f"{name}: trial {len(trials)}/{method.trials}", file=sys.stderr, flush=True)
+        losses: list[float] = trials[-1].loss.tolist()
+        return losses
+
+    seeds = [generator(task.study, "search", seed).initial_seed() % 2**32 for seed in task.seeds]
+    minimize_each(objective, SPACE, method.trials, seeds)
+    losses = torch.stack([trial.loss for trial in trials])
+    alive = torch.isfinite(losses).any(0)
+    best = losses.nan_to_num(torch.inf, torch.inf, torch.inf).argmin(0)
+    state, hyper = (_of_best([getattr(trial, part) for trial in trials], best) for part in ("state", "hyper"))
+    trace = {
+        step: {metric: _of_best([trial.trace[step][metric] for trial in trials], best) for metric in metrics}
+        for step, metrics in trials[0].trace.items()
+    }
+    summary = {**task.summarize(state, hyper, list(trace.values())), "best_trial": best.double() + 1}
+    summary = {metric: torch.where(alive, numbers, torch.nan) for metric, numbers in summary.items()}
+    counts = {field.name: getattr(cost, field.name) / task.outer_steps for field in fields(Cost)}
+    del counts["seconds"]
+    counts |= {"jvps": cost.jvps / task.outer_steps, "hypergradients": 0}
+    summary |= {metric: torch.full_like(losses[0], count) for metric, count in counts.items()}
+    return Result(alive, trace, summary, points=task.points(state, hyper))
+
+
+def train(task: Distillation, hyper: Tensor, cost: Cost) -> Training:
+    """The student with metaparameters of `hyper` (S, 3) throughout; its work is added to `cost`."""
+    state, _ = task.start()
+    derivatives = Derivatives(task.problem, hyper)
+    derivatives.cost = cost
+    trace: dict[int, Metrics] = {}
+    for step in range(task.outer_steps + 1):
+        batches, outer_batch = task.draw(step)
+        if step % task.evaluate_every == 0 or step == task.outer_steps:
+            loss = derivatives.outer_loss(task.optimizer.params(state), outer_batch).cpu()
+            trace[step] = {**task.evaluate(state, hyper), "outer_loss": loss}
+        if step < task.outer_steps:
+            for batch in batches:
+                task.optimizer.advance_(derivatives, state, batch)
+    return Training(state, hyper, trace, loss)
+
+
+def _of_best(tensors: Sequence[Tensor], best: Tensor) -> Tensor:
+    """Of each seed the row of its best trial, (S, ...), from tensors (S, ...) of the trials; best (S,)."""
+    return torch.stack(list(tensors))[best.to(tensors[0].device), torch.arange(len(best))]

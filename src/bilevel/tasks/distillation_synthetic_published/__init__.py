@@ -1,0 +1,79 @@
+"""Distillation on synthetic data as it was run for deck 004, in April 2021.
+
+What differs from the deck's text, each piece in one place:
+
+1. Metaparameters are tuned on the test points, on which accuracy is reported (here); the 15 validation points are used
+   for nothing.
+2. The divergence is KL(student ‖ teacher), the other way round than on the slide (here).
+3. The hypergradient is a finite difference that is multiplied by its half-width instead of divided by it, at weights
+   one virtual step of Adam ahead (`darts.py`). The order of the two updates is discussed there.
+4. Where gradients are predicted, the temperature follows the line of the labels' weight (`slip.py`): in the sweep over
+   n, and, as the slow fall of the temperature in its log tells, in the run with e = 10 and n = 2.
+5. The student has x₁ x₂, a coordinate that the slide does not list and that decides the label up to noise; the teacher
+   has not (`student_features`).
+
+Besides: samples and teacher are the same for every seed, which changes the first weights and metaparameters only; the
+weight that the code calls β₁ belongs to the distillation term, where the slide has β₂. Numbers are in double precision,
+the run's were in single. Source: notebook simple_exp_splines of the author's repository with its logs exp2, April 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from bilevel.outer import Adam
+from bilevel.settings import SettingsError
+from bilevel.tasks.distillation import Distillation, DistillationSettings
+from bilevel.tasks.distillation_synthetic_published.slip import SlippedAdam
+from bilevel.teachers.logistic import SETS, published_samples
+
+
+class PublishedSettings(DistillationSettings):
+    """Settings shared with the corrected run, and:
+
+    temperature_line: the line that a predicted gradient of r₃ is on: its `own`, or, as published, that of the weight β
+        of the labels, `beta_student`.
+    """
+
+    temperature_line: Literal["own", "beta_student"] = "own"
+
+    @model_validator(mode="after")
+    def _has_a_line(self) -> Self:
+        if self.temperature_line != "own" and (self.prediction is None or self.prediction.of != "gradients"):
+            raise ValueError("temperature_line: there is no line without a prediction of gradients; leave it out")
+        return self
+
+
+class DistillationSyntheticPublished(Distillation):
+    """See the module."""
+
+    settings_class = PublishedSettings
+    tuned_on: Literal["validation", "test"] = "test"
+    divergence = "student_teacher"
+
+    def use_teachers(self, teachers: Sequence[Mapping[str, Tensor]]) -> None:
+        """As for all students; SettingsError for a teacher with other samples than the published ones."""
+        super().use_teachers(teachers)
+        for tensors in teachers:
+            found = torch.cat([tensors[f"{name}_points"] for name in SETS])
+            if not torch.equal(found, published_samples(len(found))[0]):
+                raise SettingsError(
+                    f"teacher: {self.study} repeats the published run, whose samples are needed; name a teacher with "
+                    "the setting draws: published"
+                )
+
+    def outer_optimizer(self) -> Adam:
+        """The shared one, or one that makes the published slip."""
+        adam, prediction = super().outer_optimizer(), self.prediction
+        assert isinstance(self.settings, PublishedSettings)
+        if self.settings.temperature_line == "own" or prediction is None:
+            return adam
+        return SlippedAdam(adam, prediction)
+
+
+TASK = DistillationSyntheticPublished
