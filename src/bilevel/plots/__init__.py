@@ -312,6 +312,13 @@ FIGURES: dict[str, dict[str, Drawing]] = {
                 "marked_label": "predicted",
             },
         ),
+        "distillation_images": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("distillation_images",),
+            {"y": "test_accuracy", "x_label": "Iteration", "y_label": "Test accuracy"},
+        ),
         "distillation_by_hypergradients": Drawing(
             "curves",
             "curves",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bilevel.data import Dataset
+from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
 from bilevel.hypergradients.none import NoHypergradient
 from bilevel.optimizers import Adam
@@ -25,9 +26,9 @@ from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import greedy
 from bilevel.settings import SettingsError
-from bilevel.tasks.base import OuterLoop, Settings
-from bilevel.tasks.distillation.metaparameters import inverse, random_values, values
-from bilevel.tasks.distillation.search import TPE, search
+from bilevel.tasks.base import Settings
+from bilevel.tasks.distillation.metaparameters import BETAS, TEMPERATURES, inverse, random_values, values
+from bilevel.tasks.distillation.search import TPE, Searched, search
 from bilevel.teachers.logistic import (
     SETS,
     accuracy,
@@ -41,6 +42,9 @@ from bilevel.teachers.logistic import (
 )
 from bilevel.tracing import traced
 from bilevel.trajectory import LocallyLinear
+
+if TYPE_CHECKING:
+    from bilevel.search import Params, Space
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -106,7 +110,7 @@ def distillation_loss(direction: Divergence, params: Tensor, hyper: Tensor, batc
     return beta_distillation * divergence(first, second) + beta_student * cross_entropy(student, batch.signs)
 
 
-class Distillation(OuterLoop):
+class Distillation(Searched):
     """Trains a student, Linear(3, 2) on x₁, x₂ and x₁ x₂, by Adam on all its samples, whose loss
 
         β₁ · KL of teacher and student, both softened by T, + β₂ · cross-entropy with the labels
@@ -130,6 +134,11 @@ class Distillation(OuterLoop):
     needs_teacher = True
     counts_hypergradients = True
     methods = ("none", "darts", "truncated", "tpe")
+    space: ClassVar[Space] = {
+        "beta_distillation": (*BETAS, False),
+        "beta_student": (*BETAS, False),
+        "temperature": (*TEMPERATURES, True),
+    }
     tuned_on: Literal["validation", "test"]
     divergence: Divergence
     settings_class: ClassVar[type[Settings]] = DistillationSettings
@@ -210,6 +219,14 @@ class Distillation(OuterLoop):
         points, labels = self._sets["test"]
         teacher = accuracy(self._teacher, teacher_features(points), labels)
         return {**self.evaluate(state, hyper), "teacher_accuracy": teacher.cpu()}
+
+    def hyper_of(self, params: Sequence[Params]) -> Tensor:
+        """r (S, 3)."""
+        return torch.stack([inverse(**one) for one in params]).to(self.device)
+
+    def tuned_loss(self, state: Tensor, hyper: Tensor) -> Tensor:
+        """The outer loss."""
+        return Derivatives(self.problem, hyper).outer_loss(self.optimizer.params(state), self._outer_batch).cpu()
 
     def points(self, state: Tensor, hyper: Tensor) -> list[Point]:
         """See the class; none without seed 0."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field
@@ -17,18 +18,10 @@ from bilevel.derivatives import Derivatives
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
 from bilevel.settings import Configurable
-from bilevel.tasks.distillation.metaparameters import BETAS, TEMPERATURES, inverse
+from bilevel.tasks.base import OuterLoop
 
 if TYPE_CHECKING:
-    from bilevel.search import Params
-    from bilevel.tasks.distillation import Distillation
-
-SPACE = {
-    "beta_distillation": (*BETAS, False),
-    "beta_student": (*BETAS, False),
-    "temperature": (*TEMPERATURES, True),
-}
-"""That of the random baseline."""
+    from bilevel.search import Params, Space
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -47,8 +40,27 @@ class TPE(Configurable):
     trials: Annotated[int, Field(ge=1)] = 5
 
 
+class Searched(OuterLoop):
+    """An experiment whose hyperparameters can be searched for.
+
+    space: where; names of its parameters are those of `hyper_of`.
+    """
+
+    study: str
+    seeds: list[int]
+    space: ClassVar[Space]
+
+    @abstractmethod
+    def hyper_of(self, params: Sequence[Params]) -> Tensor:
+        """Hyperparameters (S, H) at a point of the space for each seed."""
+
+    @abstractmethod
+    def tuned_loss(self, state: Tensor, hyper: Tensor) -> Tensor:
+        """What a search lowers, (S,), on the CPU."""
+
+
 class Training(NamedTuple):
-    """A training of all seeds: the last state (S, slots, P), the metaparameters' r (S, 3), metrics by iteration, and
+    """A training of all seeds: the last state (S, slots, P), the hyperparameters (S, H), metrics by iteration, and
     the loss that metaparameters are tuned on, after the last one, (S,)."""
 
     state: Tensor
@@ -57,7 +69,7 @@ class Training(NamedTuple):
     loss: Tensor
 
 
-def search(task: Distillation, method: TPE, name: str) -> Result:
+def search(task: Searched, method: TPE, name: str) -> Result:
     """Trials of all seeds go on side by side; each seed has a search of its own.
 
     Trace: that of each seed's best trial, and `outer_loss`. Summary: that of the best trial; `best_trial`, counted
@@ -69,14 +81,13 @@ def search(task: Distillation, method: TPE, name: str) -> Result:
     cost = Cost()
 
     def objective(params: Sequence[Params]) -> Sequence[float]:
-        hyper = torch.stack([inverse(**one) for one in params]).to(task.device)
-        trials.append(train(task, hyper, cost))
+        trials.append(train(task, task.hyper_of(params), cost))
         print(f"{name}: trial {len(trials)}/{method.trials}", file=sys.stderr, flush=True)
         losses: list[float] = trials[-1].loss.tolist()
         return losses
 
     seeds = [generator(task.study, "search", seed).initial_seed() % 2**32 for seed in task.seeds]
-    minimize_each(objective, SPACE, method.trials, seeds)
+    minimize_each(objective, task.space, method.trials, seeds)
     losses = torch.stack([trial.loss for trial in trials])
     alive = torch.isfinite(losses).any(0)
     best = losses.nan_to_num(torch.inf, torch.inf, torch.inf).argmin(0)
@@ -94,19 +105,18 @@ def search(task: Distillation, method: TPE, name: str) -> Result:
     return Result(alive, trace, summary, points=task.points(state, hyper))
 
 
-def train(task: Distillation, hyper: Tensor, cost: Cost) -> Training:
-    """The student with metaparameters of `hyper` (S, 3) throughout; its work is added to `cost`."""
+def train(task: Searched, hyper: Tensor, cost: Cost) -> Training:
+    """The student with hyperparameters `hyper` (S, H) throughout; its work is added to `cost`."""
     state, _ = task.start()
     derivatives = Derivatives(task.problem, hyper)
     derivatives.cost = cost
     trace: dict[int, Metrics] = {}
     for step in range(task.outer_steps + 1):
-        batches, outer_batch = task.draw(step)
         if step % task.evaluate_every == 0 or step == task.outer_steps:
-            loss = derivatives.outer_loss(task.optimizer.params(state), outer_batch).cpu()
+            loss = task.tuned_loss(state, hyper)
             trace[step] = {**task.evaluate(state, hyper), "outer_loss": loss}
         if step < task.outer_steps:
-            for batch in batches:
+            for batch in task.draw(step)[0]:
                 task.optimizer.advance_(derivatives, state, batch)
     return Training(state, hyper, trace, loss)
 
