@@ -188,7 +188,7 @@ def test_histograms_are_shares_of_each_group(figures: dict[str, str]) -> None:
 
 
 def test_a_method_that_spends_nothing_is_a_level_line(figures: dict[str, str]) -> None:
-    assert "No cleaning" in texts(figures["accuracy_by_cost"])
+    assert "Plain training" in texts(figures["accuracy_by_cost"])
 
 
 def test_an_unknown_figure_is_an_error_that_names_the_known_ones(frames: Path, tmp_path: Path) -> None:
