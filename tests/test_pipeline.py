@@ -203,7 +203,7 @@ def test_a_corrupted_file_in_a_data_directory_stops_at_its_job(tree: Tree) -> No
     before = tree.tables()
     with (
         tree.edited("config.yaml", "directories: []", "directories: [files]"),
-        tree.edited("config.yaml", "data: mnist_5k", "data: mnist"),
+        tree.edited("config.yaml", "\n    data: mnist_5k", "\n    data: mnist"),
     ):
         answer = tree.snakemake("results/data/mnist.json")
     assert answer.returncode != 0
