@@ -173,5 +173,13 @@ OPTIMIZERS = {
     "adam": bilevel.optimizers.Adam(learning_rate=0.05),
     "adam_uncorrected": bilevel.optimizers.Adam(learning_rate=0.01, weight_decay=0.05, bias="uncorrected"),
     "adam_first_gradient": bilevel.optimizers.Adam(learning_rate=0.05, bias="first_gradient"),
+    "momentum_cosine": bilevel.optimizers.Momentum(
+        learning_rate=bilevel.optimizers.Cosine(0.1, 0.01, steps=4, every=2), momentum=0.9
+    ),
+    "clipped_momentum": bilevel.optimizers.Clipped(
+        bilevel.optimizers.Momentum(learning_rate=0.05, momentum=0.8, weight_decay=0.05), norm=0.5
+    ),
+    "clipped_rates": bilevel.optimizers.Clipped(bilevel.optimizers.SGD(learning_rate=SCHEDULE), norm=0.2),
+    "clipped_adam": bilevel.optimizers.Clipped(bilevel.optimizers.Adam(learning_rate=0.05), norm=0.3),
     "adam_learned": bilevel.optimizers.Adam(learning_rate=SCHEDULE, weight_decay=LINEAR),
 }

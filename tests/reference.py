@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,14 @@ from cases import Case
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from bilevel.optimizers import SGD, Adam, Learned, Momentum, Optimizer
+from bilevel.optimizers import SGD, Adam, Clipped, Cosine, Learned, Momentum, Optimizer
 
 
-def setting(value: float | Learned, hyper: Tensor, t: int) -> Any:
+def setting(value: float | Learned | Cosine, hyper: Tensor, t: int) -> Any:
     """The value of a setting at step t = 1, 2, …"""
+    if isinstance(value, Cosine):
+        share = min((t - 1) // value.every * value.every, value.steps) / value.steps
+        return value.last + (value.first - value.last) * (1 + math.cos(math.pi * share)) / 2
     if not isinstance(value, Learned):
         return value
     entry = hyper[value.start + min(t - 1, value.steps - 1)]
@@ -49,7 +53,13 @@ def adam(optimizer: Adam, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor
     return [w - rate * mean / (square.sqrt() + optimizer.epsilon), first, second]
 
 
-STEPS: dict[type, Callable[..., list[Tensor]]] = {SGD: sgd, Momentum: momentum, Adam: adam}
+def clipped(optimizer: Clipped, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor) -> list[Tensor]:
+    length = gradient.norm()
+    cut = gradient * optimizer.norm / length if length > optimizer.norm else gradient
+    return STEPS[type(optimizer.optimizer)](optimizer.optimizer, t, slots, cut, hyper)
+
+
+STEPS: dict[type, Callable[..., list[Tensor]]] = {SGD: sgd, Momentum: momentum, Adam: adam, Clipped: clipped}
 
 
 class Reference:
@@ -274,6 +284,10 @@ def aggregated(ref: Reference, gamma: float) -> Tensor:
     for t in range(1, ref.steps + 1):
         total = total + gamma ** (ref.steps - t) * (ref.outer_by_state(t) @ ref.b(t))
     return total
+
+
+def first_order(ref: Reference) -> Tensor:
+    return ref.direct()
 
 
 def none(ref: Reference) -> Tensor:

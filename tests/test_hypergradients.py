@@ -19,6 +19,7 @@ from bilevel.hypergradients import SettingsError
 
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),
+    ("first_order", {}),
     ("unrolled", {}),
     ("checkpointed", {"snapshots": 2}),
     ("checkpointed", {"schedule": "tree"}),
@@ -46,7 +47,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]
 EXACT = [("unrolled", {}), ("checkpointed", {}), ("truncated", {"steps": 99}), ("forward", {})]
 # these see nothing of the optimizer but the states it passes through
-OUTSIDE = {"none", "central_difference", "conjugate_gradient", "nystrom"}
+OUTSIDE = {"none", "first_order", "central_difference", "conjugate_gradient", "nystrom"}
 COMBINATIONS = [
     (method, optimizer)
     for method in METHODS

@@ -79,6 +79,7 @@ class Tree:
             "trace.csv",
             "histograms.csv",
             "points.csv",
+            "structures.csv",
             "cells.csv",
             "claims.csv",
             "provenance.json",

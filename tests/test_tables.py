@@ -24,6 +24,7 @@ TABLES = [
     "trace.csv",
     "histograms.csv",
     "points.csv",
+    "structures.csv",
     "measurements.csv",
     "cells.csv",
     "measured.csv",
@@ -42,7 +43,7 @@ def make(tmp_path: Path) -> Make:
         status = {seed: "diverged" if seed in diverged else "ok" for seed in seeds}
         path = tmp_path / "runs" / (folder or f"{study}/{method}/{'_'.join(map(str, seeds))}")
         path.mkdir(parents=True)
-        scalars, trace, histograms, points, measurements = [], [], [], [], []
+        scalars, trace, histograms, points, structures, measurements = [], [], [], [], [], []
         for seed in seeds:
             draw = random.Random(f"{study} {method} {seed}")
             value = None if seed in diverged else draw.random()
@@ -54,12 +55,14 @@ def make(tmp_path: Path) -> Make:
             trace += [(study, method, seed, step, "loss", draw.gauss(0, 1)) for step in (10, 0, 2)]
             measurements += [(study, method, seed, step, "seconds", 2.0) for step in (-1, 5)]
             points += [(study, method, seed, "decision", x, 0.25, draw.random()) for x in (0.5, -0.1)]
+            structures += [(study, method, seed, "en", 0, target, "tanh", draw.random(), 1) for target in (10, 2)]
             histograms += [(study, method, seed, "weight", "wrong", left, left + 0.5, 3) for left in (0.5, 0.0)]
         for name, rows, columns in [
             ("scalars", scalars, "study method seed status metric value"),
             ("trace", trace, "study method seed step metric value"),
             ("histograms", histograms, "study method seed quantity group left right count"),
             ("points", points, "study method seed quantity x y value"),
+            ("structures", structures, "study method seed domain source target operation weight chosen"),
             ("measurements", measurements, "study method seed step metric value"),
         ]:
             pd.DataFrame(rows, columns=columns.split()).to_csv(path / f"{name}.csv", index=False)
@@ -121,6 +124,8 @@ def test_rows_are_all_there_sorted_with_numeric_seeds(make: Make, tmp_path: Path
     assert histograms["count"].sum() == 24
     points = read_table(tmp_path / "out" / "points.csv", "points")
     assert list(points["x"]) == [-0.1, 0.5] * 4
+    structures = read_table(tmp_path / "out" / "structures.csv", "structures")
+    assert list(structures["target"]) == [2, 10] * 4
 
 
 def test_every_run_value_survives_unchanged(make: Make, tmp_path: Path) -> None:

@@ -50,13 +50,27 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Structure:
+    """An operation of an edge of one domain's cell, for one seed: its weight p_ijk s_ij after the search (see
+    `bilevel.architecture.Space`), and whether the discrete cell has it, 1 or 0."""
+
+    seed: int
+    domain: str
+    source: int
+    target: int
+    operation: str
+    weight: float
+    chosen: int
+
+
+@dataclass(frozen=True)
 class Result:
     """What a run leaves.
 
     alive: False for a seed in which a NaN or an infinity appeared, (S,).
     trace: metrics by step; what a step is, the task says (outer updates done, inner steps, …).
     summary: metrics of the run as a whole.
-    histograms, points: what figures need besides, of the seeds that the task chooses.
+    histograms, points, structures: what figures need besides, of the seeds that the task chooses.
     measurements: what differs from one execution to the next (seconds, memory), by step, `WHOLE_RUN` for the run's own;
         kept apart from the tables that are the same every time.
     """
@@ -67,6 +81,7 @@ class Result:
     histograms: Sequence[Histogram] = ()
     measurements: Mapping[int, Metrics] = field(default_factory=dict)
     points: Sequence[Point] = ()
+    structures: Sequence[Structure] = ()
 
 
 def save(
@@ -90,10 +105,12 @@ def save(
         for row in result.points
         if row.seed in good
     )
+    structures = ((study, method, *astuple(row)) for row in result.structures if row.seed in good)
     _write_csv(folder / "scalars.csv", COLUMNS["scalars"], scalars)
     _write_csv(folder / "trace.csv", COLUMNS["trace"], _by_step(study, method, seeds, result.trace))
     _write_csv(folder / "histograms.csv", COLUMNS["histograms"], histograms)
     _write_csv(folder / "points.csv", COLUMNS["points"], points)
+    _write_csv(folder / "structures.csv", COLUMNS["structures"], structures)
     _write_csv(
         folder / "measurements.csv", COLUMNS["measurements"], _by_step(study, method, seeds, result.measurements)
     )

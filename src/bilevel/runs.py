@@ -227,7 +227,8 @@ class _Loop:
         if task.outer_tolerance is not None:
             summary["outer_steps_done"] = self._done
         histograms, points = task.histograms(self._hyper), task.points(self._state, self._hyper)
-        return Result(alive, self._trace, summary, histograms, points=points)
+        structures = task.structures(self._hyper)
+        return Result(alive, self._trace, summary, histograms, points=points, structures=structures)
 
 
 class _Watch:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from bilevel.columns import BIN, COLUMNS, PLACE, RUN, WHOLE_RUN, TableName
+from bilevel.columns import BIN, COLUMNS, EDGE, PLACE, RUN, WHOLE_RUN, TableName
 from bilevel.errors import UserError
 from bilevel.files import replacing
 from bilevel.statistics import mean_interval
@@ -31,6 +31,7 @@ _KEYS: dict[TableName, list[str]] = {
     "trace": [*RUN, "step", "metric"],
     "histograms": [*RUN, *BIN],
     "points": [*RUN, *PLACE],
+    "structures": [*RUN, *EDGE],
     "measurements": [*RUN, "step", "metric"],
 }
 
@@ -84,8 +85,8 @@ def collect(
 ) -> None:
     """Put the tables of all run folders together in `output`.
 
-    Writes `scalars.csv`, `trace.csv`, `histograms.csv`, `points.csv` and `measurements.csv` (rows of the runs),
-    `cells.csv` (mean and 95 % t-interval over the seeds that did not diverge, for each study, method and metric),
+    Writes a table of rows for each of `bilevel.columns.COLUMNS`, `cells.csv` (mean and 95 % t-interval over the seeds
+    that did not diverge, for each study, method and metric),
     `measured.csv` (the same of the measurements of whole runs), `timing.csv` (wall seconds, peak memory in MB) and
     `provenance.json`. Either all are replaced or, if anything is wrong with the runs, none.
 

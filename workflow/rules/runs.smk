@@ -21,6 +21,7 @@ rule run:
             trace="trace.csv",
             histograms="histograms.csv",
             points="points.csv",
+            structures="structures.csv",
             measurements="measurements.csv",
             record=ensure("record.json", non_empty=True),
         ),

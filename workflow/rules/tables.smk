@@ -11,6 +11,7 @@ rule tables:
             trace="trace.csv",
             histograms="histograms.csv",
             points="points.csv",
+            structures="structures.csv",
             measurements="measurements.csv",
             cells="cells.csv",
             measured="measured.csv",

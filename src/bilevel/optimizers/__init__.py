@@ -2,9 +2,10 @@
 
 from bilevel.optimizers.adam import Adam
 from bilevel.optimizers.base import GradientOptimizer, LinearStep, Optimizer
+from bilevel.optimizers.clipped import Clipped
 from bilevel.optimizers.descent import Descent, GradientDescent
 from bilevel.optimizers.lbfgs import LBFGS
-from bilevel.optimizers.learned import Learned
+from bilevel.optimizers.learned import Cosine, Learned
 from bilevel.optimizers.line_search import Armijo, Exact, Fixed, StepSize, StrongWolfe
 from bilevel.optimizers.momentum import Momentum
 from bilevel.optimizers.sgd import SGD
@@ -15,6 +16,8 @@ __all__ = [
     "SGD",
     "Adam",
     "Armijo",
+    "Clipped",
+    "Cosine",
     "Descent",
     "Exact",
     "Fixed",

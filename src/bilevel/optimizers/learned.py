@@ -1,7 +1,8 @@
-"""Settings of an inner optimizer: numbers, or read from the hyperparameters, one for all steps or one a step."""
+"""Settings of an inner optimizer: numbers, by a schedule, or read from the hyperparameters, one or one a step."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -58,30 +59,53 @@ class Learned:
         return self.start + real.long().clamp(max=self.steps - 1)
 
 
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Learned
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Cosine:
+    """A learning rate η_t = η_e + (η_0 − η_e) (1 + cos(π ⌊t/k⌋ k / T)) / 2, for t < T, and η_e from then on.
+
+    first: η_0. last: η_e. steps: T. every: k, the number of steps that share a rate, such as those of an epoch.
+
+    Source: Loshchilov and Hutter 2017, without restarts.
+    """
+
+    first: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    last: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    steps: Annotated[int, Field(ge=1)]
+    every: Annotated[int, Field(ge=1)] = 1
+
+    def value(self, count: Tensor | None) -> Tensor:
+        """η_t (..., 1); `count` (..., 1) is t."""
+        if count is None:
+            raise ValueError("Cosine: a schedule needs the number of steps done")
+        done = (count.real.div(self.every, rounding_mode="floor") * self.every).clamp(max=self.steps)
+        return self.last + (self.first - self.last) * (1 + (done * (math.pi / self.steps)).cos()) / 2
+
+
+LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Learned | Cosine
 Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Learned
 MomentumFactor = Annotated[float, Field(ge=0, lt=1)] | Learned
+Setting = float | Learned | Cosine
 
 
-def value_of(setting: float | Learned, hyper: Tensor, count: Tensor | None) -> float | Tensor:
-    """A number as it is; a learned setting as (..., 1)."""
+def value_of(setting: Setting, hyper: Tensor, count: Tensor | None) -> float | Tensor:
+    """A number as it is; a setting that is scheduled or learned as (..., 1)."""
+    if isinstance(setting, Cosine):
+        return setting.value(count)
     return setting.value(hyper, count) if isinstance(setting, Learned) else setting
 
 
-def pull_back(
-    setting: float | Learned, by_entry: Tensor, hyper: Tensor, count: Tensor | None, to_hyper: Tensor | None
-) -> None:
+def pull_back(setting: Setting, by_entry: Tensor, hyper: Tensor, count: Tensor | None, to_hyper: Tensor | None) -> None:
     """Add to `to_hyper` the derivative of a learned setting, given dL/dθ as a sum over the entries of (..., P)."""
     if isinstance(setting, Learned) and to_hyper is not None:
         setting.pull_back(by_entry.sum(-1, keepdim=True), hyper, count, to_hyper)
 
 
-def counts(*settings: float | Learned) -> bool:
+def counts(*settings: Setting) -> bool:
     """Whether any of these needs the number of steps done."""
-    return any(isinstance(setting, Learned) and setting.steps > 1 for setting in settings)
+    return any(isinstance(s, Cosine) or (isinstance(s, Learned) and s.steps > 1) for s in settings)
 
 
-def learned(*settings: float | Learned) -> bool:
+def learned(*settings: Setting) -> bool:
     """Whether any of these is learned."""
     return any(isinstance(setting, Learned) for setting in settings)
 

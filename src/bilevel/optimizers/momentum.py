@@ -44,8 +44,8 @@ class Momentum(GradientOptimizer):
 
     @property
     def tape_slots(self) -> int:
-        """The parameters, or all if anything is learned."""
-        return self.slots if self._learned else 1
+        """The parameters, or all if anything is learned or follows a schedule."""
+        return self.slots if self._learned or self.counts else 1
 
     @property
     def adjoint_reads_gradient(self) -> bool:

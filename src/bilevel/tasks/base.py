@@ -14,7 +14,7 @@ from bilevel.data import Dataset
 from bilevel.hypergradients import Hypergradient
 from bilevel.optimizers import Optimizer, Until
 from bilevel.problem import Batch, Problem
-from bilevel.results import Histogram, Metrics, Point, Result
+from bilevel.results import Histogram, Metrics, Point, Result, Structure
 from bilevel.runs import greedy, honest
 from bilevel.settings import SettingsError, explain
 from bilevel.trajectory import LocallyLinear
@@ -129,6 +129,10 @@ class OuterLoop(Task):
 
     def points(self, state: Tensor, hyper: Tensor) -> list[Point]:
         """Samples and functions of the plane to keep, at the end; none unless a task has some."""
+        return []
+
+    def structures(self, hyper: Tensor) -> list[Structure]:
+        """Cells that the last hyperparameters stand for; none unless a task has some."""
         return []
 
 
