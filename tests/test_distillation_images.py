@@ -397,7 +397,7 @@ def test_settings_that_make_no_sense_are_refused(dataset: Dataset, teachers: lis
     with pytest.raises(SettingsError, match=r"outer_batch_size: 31 of the teacher's validation images .* it has 30"):
         build(dataset, teachers, outer_batch_size=31)
     for method, settings in (("none", {}), ("tpe", {"trials": 1})):
-        with pytest.raises(SettingsError, match="no updates to predict"):
+        with pytest.raises(SettingsError, match="no gradients to predict"):
             run(build(dataset, teachers, prediction=LINE), method, **settings)
 
 

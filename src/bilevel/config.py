@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
 from bilevel.settings import SettingsError, explain
@@ -16,6 +16,21 @@ from bilevel.settings import SettingsError, explain
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
 MAX_SEED = 2**31 - 1
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+def _one_of(value: str, known: tuple[str, ...], what: str) -> str:
+    if value not in known:
+        raise ValueError(f"unknown {what}; there are {', '.join(known)}")
+    return value
+
+
+def _known_data_set(value: str) -> str:
+    from bilevel import data
+
+    return _one_of(value, data.names(), "data set")
+
+
+DataName = Annotated[str, AfterValidator(_known_data_set)]
 
 
 class _Strict(BaseModel):
@@ -73,18 +88,13 @@ class Teacher(_Strict):
     """
 
     teacher: str
-    data: str | None = None
+    data: DataName | None = None
     settings: dict[str, Any] = {}
 
     @field_validator("teacher")
     @classmethod
     def _known_kind(cls, value: str) -> str:
         return _one_of(value, teacher_names(), "kind of teacher")
-
-    @field_validator("data")
-    @classmethod
-    def _known_data(cls, value: str | None) -> str | None:
-        return _known_data_set(value)
 
 
 class Study(_Strict):
@@ -99,7 +109,7 @@ class Study(_Strict):
 
     deck: Annotated[str, Field(pattern=r"^\d{3}$")]
     task: str
-    data: str | None = None
+    data: DataName | None = None
     teacher: str | None = None
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
     seeds_per_job: Annotated[int, Field(ge=1)] = 1
@@ -110,11 +120,6 @@ class Study(_Strict):
     @classmethod
     def _known_task(cls, value: str) -> str:
         return _one_of(value, task_names(), "task")
-
-    @field_validator("data")
-    @classmethod
-    def _known_data(cls, value: str | None) -> str | None:
-        return _known_data_set(value)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -317,18 +322,6 @@ def _checked_need_of_teacher(study: Study, prefix: str) -> list[str]:
     if not needed and study.teacher is not None:
         return [f"{prefix}: {study.task} distills no teacher, got {study.teacher!r}; leave it out"]
     return []
-
-
-def _known_data_set(value: str | None) -> str | None:
-    from bilevel import data
-
-    return None if value is None else _one_of(value, data.names(), "data set")
-
-
-def _one_of(value: str, known: tuple[str, ...], what: str) -> str:
-    if value not in known:
-        raise ValueError(f"unknown {what}; there are {', '.join(known)}")
-    return value
 
 
 def _prefixed(prefix: str, error: SettingsError) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +16,7 @@ from bilevel.hypergradients import Hypergradient
 from bilevel.hypergradients.base import advance
 from bilevel.hypergradients.none import NoHypergradient
 from bilevel.problem import Batch
+from bilevel.progress import Progress
 from bilevel.results import Metrics, Result
 from bilevel.trajectory import Prediction
 
@@ -72,7 +71,7 @@ def honest(task: HonestLoop, method: Hypergradient, name: str = "run") -> Result
     loop = _Loop(task, method, name, lambda step, state, hyper: solve(task, state, hyper, step))
     result = loop.run()
     own = {"inner_steps": loop.totals["inner_steps"], "unsolved": loop.taken - loop.totals["solved"]}
-    return replace(result, summary={**result.summary, **_blank(own, result.alive)})
+    return replace(result, summary={**result.summary, **blank(own, result.alive)})
 
 
 def solve(task: HonestLoop, state: Tensor, hyper: Tensor, step: int) -> Approach:
@@ -131,7 +130,7 @@ class _Loop:
 
     def run(self) -> Result:
         """All outer steps, or as many as it takes for every seed to be done."""
-        steps, every, watch = self._task.outer_steps, self._task.evaluate_every, _Watch(self._name)
+        steps, every, progress = self._task.outer_steps, self._task.evaluate_every, Progress(self._name, "outer step")
         self._evaluate(0, 0)
         for step in range(steps):
             due = (step + 1) % every == 0 or step + 1 == steps
@@ -139,7 +138,7 @@ class _Loop:
             ended = step + 1 == steps or not bool(self._going.any())
             if due or ended:
                 self._evaluate(step + 1, step + 1 - max(self._trace))
-            watch.report(step + 1, steps, self._alive, self._going, ended)
+            progress.report(step + 1, steps, _note(self._alive, self._going), ended=ended)
             if ended:
                 break
         return self._result()
@@ -215,15 +214,15 @@ class _Loop:
             metrics["hypergradients_total"] = self._evaluated
             if since:
                 metrics["predicted"] = _constant(self._alive, self._predicted_steps / since)
-        self._trace[step] = _blank(metrics, self._alive & self._shown) if since else metrics
+        self._trace[step] = blank(metrics, self._alive & self._shown) if since else metrics
         self._shown, self._predicted_steps = self._going, 0
 
     def _result(self) -> Result:
         task, alive, steps = self._task, self._alive, max(self._trace)
         own = task.summarize(self._state, self._hyper, list(self._trace.values()))
-        summary = {**_blank(own, alive), **_cost_scalars(self._cost, steps, alive)}
+        summary = {**blank(own, alive), **cost_scalars(self._cost, steps, alive)}
         if self._counts:
-            summary |= _blank({"hypergradients": self._evaluated}, alive)
+            summary |= blank({"hypergradients": self._evaluated}, alive)
         if task.outer_tolerance is not None:
             summary["outer_steps_done"] = self._done
         histograms, points = task.histograms(self._hyper), task.points(self._state, self._hyper)
@@ -231,28 +230,10 @@ class _Loop:
         return Result(alive, self._trace, summary, histograms, points=points, structures=structures)
 
 
-class _Watch:
-    """Progress on standard error, about once a second, and at the end."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._start = self._reported = time.perf_counter()
-
-    def report(self, step: int, steps: int, alive: Tensor, going: Tensor, ended: bool) -> None:
-        """After `step` of `steps` outer steps; `ended`: there will be no other."""
-        now = time.perf_counter()
-        if now - self._reported < 1 and not ended:
-            return
-        self._reported = now
-        counts = {"diverged": int((~alive).sum()), "done": int((alive & ~going).sum())}
-        note = "".join(f", {count} of {len(alive)} seeds {word}" for word, count in counts.items() if count)
-        seconds = now - self._start
-        left = seconds / step * (steps - step)
-        print(
-            f"{self._name}: outer step {step}/{steps}, {seconds:.1f} s, {left:.1f} s left{note}",
-            file=sys.stderr,
-            flush=True,
-        )
+def _note(alive: Tensor, going: Tensor) -> str:
+    """What progress says of seeds that no longer go on."""
+    counts = {"diverged": int((~alive).sum()), "done": int((alive & ~going).sum())}
+    return "".join(f", {count} of {len(alive)} seeds {word}" for word, count in counts.items() if count)
 
 
 def _parts(found: _Step) -> list[Tensor]:
@@ -276,7 +257,8 @@ def _chosen(seeds: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(seeds.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)
 
 
-def _blank(metrics: Metrics, alive: Tensor) -> dict[str, Tensor]:
+def blank(metrics: Metrics, alive: Tensor) -> dict[str, Tensor]:
+    """Metrics (S,) without those of the seeds that diverged."""
     return {name: torch.where(alive, values, torch.nan) for name, values in metrics.items()}
 
 
@@ -284,7 +266,7 @@ def _constant(like: Tensor, value: float) -> Tensor:
     return torch.full(like.shape, float(value), dtype=torch.float64)
 
 
-def _cost_scalars(cost: Cost, outer_steps: int, alive: Tensor) -> dict[str, Tensor]:
+def cost_scalars(cost: Cost, outer_steps: int, alive: Tensor) -> dict[str, Tensor]:
     """Counts per outer step; the peak and the bits are those of the largest step."""
     whole = {"peak_states", "bits"}
     counts = {field.name: getattr(cost, field.name) for field in fields(Cost) if field.name != "seconds"}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bilevel.errors import UserError
 
@@ -26,6 +27,37 @@ class Configurable:
             return cls(**settings)
         except ValidationError as error:
             raise SettingsError(explain(error)) from None
+
+
+class Settings(BaseModel):
+    """Base of the settings of a task or of a teacher: every key known, every value of its own type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class OnData:
+    """What has settings, and may need a data set."""
+
+    settings_class: ClassVar[type[Settings]]
+
+    @classmethod
+    def read_settings(cls, settings: dict[str, Any]) -> Settings:
+        """Checked settings; SettingsError where they do not fit."""
+        try:
+            return cls.settings_class(**settings)
+        except ValidationError as error:
+            raise SettingsError(explain(error)) from None
+
+    @classmethod
+    def check_data(cls, settings: Settings, name: str | None, counts: Mapping[str, int]) -> None:
+        """SettingsError where the data set with these numbers of items a split does not serve.
+
+        What needs no data leaves this as it is.
+        """
+        if name is not None:
+            raise SettingsError(
+                f"data: {cls.__name__} makes its own data and uses no data set, got {name!r}; leave it out"
+            )
 
 
 def explain(error: ValidationError, prefix: str = "") -> str:

@@ -27,8 +27,8 @@ class NoHypergradient(Hypergradient):
         outer_batch: Batch,
     ) -> Estimate:
         state = advance(derivatives, optimizer, state, batches, len(batches))
-        outer = derivatives.outer_gradient(optimizer.params(state), outer_batch)
-        return Estimate(state, torch.zeros_like(derivatives.hyper), outer.loss, derivatives.cost)
+        loss = derivatives.outer_loss(optimizer.params(state), outer_batch)
+        return Estimate(state, torch.zeros_like(derivatives.hyper), loss, derivatives.cost)
 
 
 METHOD = NoHypergradient

@@ -17,9 +17,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import cross_entropy, linear, pad
 
 from bilevel.parameters import Layout
+from bilevel.problem import Batch
+
+CHUNK = 50  # images whose activations stay in a core's cache
 
 # convolution kernels are kept as (height, width, in, out), the inputs of linear1 as (height, width, channel)
 LAYOUT = Layout(
@@ -46,6 +49,18 @@ def forward(params: Tensor, images: Tensor) -> Tensor:
     values = torch.tanh(linear(values, p["linear1.weight"], p["linear1.bias"]))
     values = torch.tanh(linear(values, p["linear2.weight"], p["linear2.bias"]))
     return linear(values, p["linear3.weight"], p["linear3.bias"])
+
+
+def loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of one seed over a batch (images, labels); no hyperparameters."""
+    images, labels = batch
+    return cross_entropy(forward(params, images), labels)
+
+
+@torch.no_grad()
+def logits(params: Tensor, images: Tensor) -> Tensor:
+    """`forward` of any number of images, a few at a time."""
+    return torch.cat([forward(params, part) for part in torch.split(images, CHUNK)])
 
 
 def initial(generator: torch.Generator) -> Tensor:

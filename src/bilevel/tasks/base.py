@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from bilevel.data import Dataset
@@ -16,41 +15,17 @@ from bilevel.optimizers import Optimizer, Until
 from bilevel.problem import Batch, Problem
 from bilevel.results import Histogram, Metrics, Point, Result, Structure
 from bilevel.runs import greedy, honest
-from bilevel.settings import SettingsError, explain
+from bilevel.settings import OnData, Settings
 from bilevel.trajectory import LocallyLinear
 
 
-class Settings(BaseModel):
-    """Base of a task's settings: every key known, every value of its own type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Task(ABC):
+class Task(OnData, ABC):
     """An experiment for the seeds of one job. Everything with a seed axis follows the order of `seeds`."""
 
-    settings_class: ClassVar[type[Settings]]
     methods: ClassVar[tuple[str, ...] | None] = None
     """Names of the methods that make sense here; None: all hypergradient methods."""
     needs_teacher: ClassVar[bool] = False
     """Whether the task distills a teacher, one for each seed."""
-
-    @classmethod
-    def read_settings(cls, settings: dict[str, Any]) -> Settings:
-        """Checked settings; SettingsError where they do not fit."""
-        try:
-            return cls.settings_class(**settings)
-        except ValidationError as error:
-            raise SettingsError(explain(error)) from None
-
-    @classmethod
-    def check_data(cls, settings: Settings, name: str | None, counts: Mapping[str, int]) -> None:
-        """SettingsError where the data set with these numbers of items a split does not serve.
-
-        A task that needs no data leaves this as it is.
-        """
-        if name is not None:
-            raise SettingsError(f"data: this task makes its own data and uses no data set, got {name!r}; leave it out")
 
     @abstractmethod
     def __init__(

@@ -23,7 +23,8 @@ from bilevel.optimizers import SGD
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Result
-from bilevel.tasks.base import Settings, Task
+from bilevel.settings import Settings
+from bilevel.tasks.base import Task
 
 ROUNDING = 1e-12
 """Errors below this part of the hypergradient, and hypergradients below it, are rounding."""

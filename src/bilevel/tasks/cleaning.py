@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bilevel.data import Dataset
+from bilevel.data import Dataset, Split
+from bilevel.images import Images, check_sizes, counts_of, gather, splits_of
 from bilevel.metrics import auc
 from bilevel.models import convnet
 from bilevel.optimizers import Momentum
@@ -22,8 +23,8 @@ from bilevel.outer import Adam
 from bilevel.problem import Batch
 from bilevel.randomness import generator
 from bilevel.results import Histogram, Metrics
-from bilevel.settings import SettingsError
-from bilevel.tasks.base import OuterLoop, Settings
+from bilevel.settings import Settings, SettingsError
+from bilevel.tasks.base import OuterLoop
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -52,15 +53,11 @@ class CleaningSettings(Settings):
     outer_learning_rate: Positive = 1.0
 
 
-class Images(NamedTuple):
-    """Images, normalized to [−1, 1], as the network takes them (`convnet.patches`, (N, 196, 16)), and labels (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
 class Share(NamedTuple):
-    """One seed's data: training images with noisy labels and whether each is right, validation and test sets."""
+    """One seed's data: training images with noisy labels and whether each is right, validation and test sets.
+
+    Images are normalized to [−1, 1], as the network takes them (`convnet.patches`, (N, 196, 16)).
+    """
 
     train: Images
     right: Tensor
@@ -81,15 +78,6 @@ class Batches(Sequence[Batch]):
         ids = self._ids[index]
         images, labels = gather([share.train for share in self._shares], ids)
         return images, labels, ids
-
-
-def gather(sources: Sequence[Images], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (S, B, 196, 16) and labels (S, B) of ids (S, B), seed by seed."""
-    images = [source.images[chosen] for source, chosen in zip(sources, ids, strict=True)]
-    labels = [source.labels[chosen] for source, chosen in zip(sources, ids, strict=True)]
-    if len(sources) == 1:  # a view instead of one more copy
-        return images[0].unsqueeze(0), labels[0].unsqueeze(0)
-    return torch.stack(images), torch.stack(labels)
 
 
 def weighted_loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
@@ -124,24 +112,15 @@ class Cleaning(OuterLoop):
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
-        self.check_data(settings, dataset.name, {name: len(split.labels) for name, split in dataset.splits.items()})
+        self.check_data(settings, dataset.name, counts_of(dataset))
         self.shares = [self._share(dataset, self.data_seed(seed)) for seed in self.seeds]
 
     @classmethod
     def check_data(cls, settings: Settings, name: str | None, counts: Mapping[str, int]) -> None:
         """SettingsError where the sets do not fit the data, or an outer batch the set that it is drawn from."""
         assert isinstance(settings, CleaningSettings)
-        if name is None:
-            raise SettingsError("data: a data set is needed")
-        divided = counts["train" if "train" in counts else "all"]
-        wanted = settings.train_size + settings.validation_size
-        test = counts.get("test", divided - wanted)
-        if wanted > divided or test < 1 or (settings.test_size or 0) > test:
-            raise SettingsError(
-                f"train_size {settings.train_size}, validation_size {settings.validation_size} and test_size "
-                f"{settings.test_size} do not fit {name} with {counts}"
-            )
-        outer = {"validation_size": settings.validation_size, "test_size": settings.test_size or test}
+        test = check_sizes(settings, name, counts)
+        outer = {"validation_size": settings.validation_size, "test_size": test}
         if outer[cls.outer_set] < settings.batch_size:
             raise SettingsError(
                 f"{cls.outer_set}: outer batches of {settings.batch_size} are drawn from {outer[cls.outer_set]} images"
@@ -222,20 +201,18 @@ class Cleaning(OuterLoop):
 
     def _share(self, dataset: Dataset, seed: int) -> Share:
         s = self.settings
-        divided = dataset.splits["train" if "train" in dataset.splits else "all"]
+        splits = splits_of(dataset)
+        divided, tested = splits["train"], splits["test"]
         order = self.order(len(divided.labels), "train" in dataset.splits, seed)
-        train, rest = order[: s.train_size], order[s.train_size :]
-        validation, rest = rest[: s.validation_size], rest[s.validation_size :]
-        if "test" in dataset.splits:
-            divided_test, test = dataset.splits["test"], torch.arange(len(dataset.splits["test"].labels))
-        else:
-            divided_test, test = divided, rest
+        train, validation, test = order.tensor_split([s.train_size, s.train_size + s.validation_size])
+        if tested is not divided:
+            test = torch.arange(len(tested.labels))
         labels, right = self._corrupt(divided.labels[train], seed)
         return Share(
             Images(self._normalized(divided.images[train]), labels.to(self.device)),
             right,
-            self._images(divided.images, divided.labels, validation),
-            self._images(divided_test.images, divided_test.labels, test[: s.test_size]),
+            self._images(divided, validation),
+            self._images(tested, test[: s.test_size]),
         )
 
     def _corrupt(self, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -244,8 +221,8 @@ class Cleaning(OuterLoop):
         noisy = torch.where(replaced, torch.randint(10, (len(labels),), generator=draws), labels)
         return noisy, noisy == labels
 
-    def _images(self, images: Tensor, labels: Tensor, chosen: Tensor) -> Images:
-        return Images(self._normalized(images[chosen]), labels[chosen].to(self.device))
+    def _images(self, split: Split, ids: Tensor) -> Images:
+        return Images(self._normalized(split.images[ids]), split.labels[ids].to(self.device))
 
     def _normalized(self, images: Tensor) -> Tensor:
         return convnet.patches(images.to(self.device, torch.float32).div_(127.5).sub_(1))

@@ -10,7 +10,6 @@ may be, since it does not define them.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,30 +19,30 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bilevel import metrics
 from bilevel.columns import WHOLE_RUN
-from bilevel.data import Dataset
+from bilevel.data import Dataset, Split
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
+from bilevel.images import SETS, Images, check_sizes, counts_of, divide, gather, splits_of, standardized
 from bilevel.models import lenet
 from bilevel.optimizers import Adam
 from bilevel.outer import Adam as OuterAdam
 from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
+from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Histogram, Metrics, Result
 from bilevel.runs import greedy
-from bilevel.settings import SettingsError
-from bilevel.tasks.base import OuterLoop, Settings
+from bilevel.settings import Settings, SettingsError
+from bilevel.tasks.base import OuterLoop
 from bilevel.tracing import traced
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, black 0 and white 1
 LOWEST, HIGHEST, BINS = -14.0, -2.0, 48
-CHUNK = 50  # images whose activations stay in a core's cache
 
 
 class LenetSettings(Settings):
@@ -78,15 +77,8 @@ class LenetSettings(Settings):
     outer_set: Literal["validation", "test"] = "validation"
 
 
-class Images(NamedTuple):
-    """Standardized images (N, 1, 28, 28) and labels (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
 class Share(NamedTuple):
-    """One seed's data, disjoint."""
+    """One seed's data, disjoint: standardized images (N, 1, 28, 28) with their labels."""
 
     train: Images
     validation: Images
@@ -104,19 +96,6 @@ class Batches(Sequence[Batch]):
 
     def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # slices are not needed
         return gather(self._sources, self._ids[index])
-
-
-def gather(sources: Sequence[Images], ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (S, B, 1, 28, 28) and labels (S, B) of ids (S, B), seed by seed."""
-    images = torch.stack([source.images[chosen] for source, chosen in zip(sources, ids, strict=True)])
-    labels = torch.stack([source.labels[chosen] for source, chosen in zip(sources, ids, strict=True)])
-    return images, labels
-
-
-def loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the logits over a batch."""
-    images, labels = batch
-    return cross_entropy(lenet.forward(params, images), labels)
 
 
 class LenetL2(OuterLoop):
@@ -147,7 +126,7 @@ class LenetL2(OuterLoop):
         assert isinstance(settings, LenetSettings)
         assert dataset is not None
         self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
-        self.check_data(settings, dataset.name, {name: len(split.labels) for name, split in dataset.splits.items()})
+        self.check_data(settings, dataset.name, counts_of(dataset))
         self.shares = [self._share(dataset, seed) for seed in self.seeds]
         self.steps_per_epoch = settings.train_size // settings.batch_size
         self.outer_steps = settings.hyper_epochs * self.steps_per_epoch // settings.inner_steps
@@ -162,17 +141,8 @@ class LenetL2(OuterLoop):
     def check_data(cls, settings: Settings, name: str | None, counts: Mapping[str, int]) -> None:
         """SettingsError where the sets do not fit the data, or batches the sets that they are drawn from."""
         assert isinstance(settings, LenetSettings)
-        if name is None:
-            raise SettingsError("data: a data set is needed")
-        divided = counts["train" if "train" in counts else "all"]
-        wanted = settings.train_size + settings.validation_size
-        test = counts.get("test", divided - wanted)
-        if wanted > divided or test < 1 or (settings.test_size or 0) > test:
-            raise SettingsError(
-                f"train_size {settings.train_size}, validation_size {settings.validation_size} and test_size "
-                f"{settings.test_size} do not fit {name} with {counts}"
-            )
-        outer = settings.validation_size if settings.outer_set == "validation" else settings.test_size or test
+        test = check_sizes(settings, name, counts)
+        outer = settings.validation_size if settings.outer_set == "validation" else test
         if outer < settings.outer_batch_size:
             raise SettingsError(
                 f"outer_batch_size: batches of {settings.outer_batch_size} are drawn from the {outer} images of the "
@@ -201,7 +171,7 @@ class LenetL2(OuterLoop):
         state = self.optimizer.init(params)
         count = lenet.LAYOUT.size if s.regularization == "individual" else 1
         hyper = params.new_full((len(self.seeds), count), s.initial_level)
-        derivatives, begin = Derivatives(self.problem, hyper), time.perf_counter()
+        derivatives, progress = Derivatives(self.problem, hyper), Progress(self._name, "epoch")
         for epoch in range(s.epochs):
             started = self._clock()
             batches = self._inner_batches(epoch * self.steps_per_epoch, self.steps_per_epoch)
@@ -209,7 +179,7 @@ class LenetL2(OuterLoop):
                 self.optimizer.advance_(derivatives, state, batches[index])
             self._finish()
             self._epoch_seconds.append(self._clock() - started)
-            self._report(epoch + 1, time.perf_counter() - begin)
+            progress.report(epoch + 1, s.epochs)
         return state, hyper
 
     def outer_optimizer(self) -> OuterAdam:
@@ -281,25 +251,13 @@ class LenetL2(OuterLoop):
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
     def _share(self, dataset: Dataset, seed: int) -> Share:
-        s = self.settings
-        divided = dataset.splits["train" if "train" in dataset.splits else "all"]
-        order = torch.randperm(len(divided.labels), generator=generator(self.study, "split", seed))
-        train, validation, rest = order.tensor_split([s.train_size, s.train_size + s.validation_size])
-        tested, test = divided, rest
-        if "test" in dataset.splits:
-            tested = dataset.splits["test"]
-            test = torch.arange(len(tested.labels))
-            if s.test_size is not None:
-                test = torch.randperm(len(tested.labels), generator=generator(self.study, "test", seed))
-        return Share(
-            self._images(divided.images[train], divided.labels[train]),
-            self._images(divided.images[validation], divided.labels[validation]),
-            self._images(tested.images[test[: s.test_size]], tested.labels[test[: s.test_size]]),
-        )
+        ids, splits = divide(dataset, self.settings, self.study, seed), splits_of(dataset)
+        return Share(*(self._images(splits[name], ids[name]) for name in SETS))
 
-    def _images(self, images: Tensor, labels: Tensor) -> Images:
-        pixels = images.to(self.device, torch.float32).div_(255)
-        return Images(pixels.sub_(MEAN).div_(DEVIATION), labels.to(self.device))
+    def _images(self, split: Split, ids: Tensor) -> Images:
+        return Images(
+            standardized(split.images[ids].to(self.device), MEAN, DEVIATION), split.labels[ids].to(self.device)
+        )
 
     def _clear(self) -> None:
         self._step_started = None
@@ -327,17 +285,9 @@ class LenetL2(OuterLoop):
         }
         return {name: torch.full((len(self.seeds),), seconds, dtype=torch.float64) for name, seconds in times.items()}
 
-    def _report(self, epoch: int, seconds: float) -> None:
-        left = seconds / epoch * (self.settings.epochs - epoch)
-        print(
-            f"{self._name}: epoch {epoch}/{self.settings.epochs}, {seconds:.1f} s, {left:.1f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
-
 
 _PROBLEMS = {
-    kind: traced(Problem(loss, loss, penalty))
+    kind: traced(Problem(lenet.loss, lenet.loss, penalty))
     for kind, penalty in (("none", None), ("shared", L2([lenet.LAYOUT.size])), ("individual", L2()))
 }
 """By the setting `regularization`; here, so that all tasks of a process share their recordings."""
@@ -362,10 +312,9 @@ def _on_validation(params: Tensor, images: Images) -> dict[str, float]:
     }
 
 
-@torch.no_grad()
 def _logits(params: Tensor, images: Images) -> Tensor:
     """(N, 10), in double precision."""
-    return torch.cat([lenet.forward(params, part) for part in torch.split(images.images, CHUNK)]).cpu().double()
+    return lenet.logits(params, images.images).cpu().double()
 
 
 def _by_layer(values: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,8 @@ from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Result
-from bilevel.tasks.base import Settings, Task
+from bilevel.settings import Settings
+from bilevel.tasks.base import Task
 
 RESOLUTION = 2.0**-52
 """Relative errors below this are rounding: they count as equal."""

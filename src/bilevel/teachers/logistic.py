@@ -16,7 +16,8 @@ from bilevel.derivatives import Derivatives
 from bilevel.optimizers import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.teachers.base import Teacher, TeacherSettings, Trained
+from bilevel.settings import Settings
+from bilevel.teachers.base import Teacher, Trained
 from bilevel.tracing import traced
 
 NOISE = 0.5
@@ -32,7 +33,7 @@ SETS = ("teacher", "student", "validation", "test")
 Count = Annotated[int, Field(ge=1)]
 
 
-class LogisticSettings(TeacherSettings):
+class LogisticSettings(Settings):
     """Settings of the teacher; the defaults are those of the published run.
 
     draws: `published`: the very samples of April 2021 and one teacher, the same for every seed; `anew`: samples of the
@@ -66,9 +67,9 @@ class Logistic(Teacher):
     Source: deck 004, "Вычислительный эксперимент"; notebook simple_exp_splines of the author's repository, April 2021.
     """
 
-    settings_class: ClassVar[type[TeacherSettings]] = LogisticSettings
+    settings_class: ClassVar[type[Settings]] = LogisticSettings
 
-    def __init__(self, name: str, settings: TeacherSettings, dataset: Dataset | None, device: torch.device) -> None:
+    def __init__(self, name: str, settings: Settings, dataset: Dataset | None, device: torch.device) -> None:
         assert isinstance(settings, LogisticSettings)
         self._name, self._settings, self._device = name, settings, device
 

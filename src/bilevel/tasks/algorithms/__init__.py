@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bilevel.data import Dataset
 from bilevel.results import Result
+from bilevel.settings import Settings
 from bilevel.tasks.algorithms.base import Algorithm
-from bilevel.tasks.base import Settings, Task
+from bilevel.tasks.base import Task
 
 
 class AlgorithmsSettings(Settings):

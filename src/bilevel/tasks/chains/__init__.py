@@ -22,7 +22,8 @@ from bilevel.problem import Batch, map_batch
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
 from bilevel.reversible_dynamics import fixed_point_distances, invert_float
-from bilevel.tasks.base import Settings, Task
+from bilevel.settings import Settings
+from bilevel.tasks.base import Task
 from bilevel.tasks.chains.inversion import fixed_point_chain, forward_chain, invert_lbfgs
 from bilevel.tasks.chains.inverted import Inverted
 from bilevel.tasks.chains.problems import network, quadratic

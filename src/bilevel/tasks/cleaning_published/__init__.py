@@ -19,9 +19,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bilevel.images import Images
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.tasks.cleaning import Cleaning, Images, Share, plain_loss, weighted_loss
+from bilevel.tasks.cleaning import Cleaning, Share, plain_loss, weighted_loss
 
 
 def halved_loss(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:

@@ -17,18 +17,14 @@ from torch.nn.functional import softplus
 
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients import Hypergradient
-from bilevel.hypergradients.none import NoHypergradient
 from bilevel.optimizers import Adam
 from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.results import Metrics, Point, Result
-from bilevel.runs import greedy
-from bilevel.settings import SettingsError
-from bilevel.tasks.base import Settings
+from bilevel.results import Metrics, Point
+from bilevel.settings import Settings
 from bilevel.tasks.distillation.metaparameters import BETAS, TEMPERATURES, inverse, random_values, values
-from bilevel.tasks.distillation.search import TPE, Searched, search
+from bilevel.tasks.distillation.search import Searched
 from bilevel.teachers.logistic import (
     SETS,
     accuracy,
@@ -131,9 +127,6 @@ class Distillation(Searched):
     Source: deck 004, slides "Постановка задачи" and "Градиентные методы оптимизации".
     """
 
-    needs_teacher = True
-    counts_hypergradients = True
-    methods = ("none", "darts", "truncated", "tpe")
     space: ClassVar[Space] = {
         "beta_distillation": (*BETAS, False),
         "beta_student": (*BETAS, False),
@@ -158,27 +151,13 @@ class Distillation(Searched):
     def use_teachers(self, teachers: Sequence[Mapping[str, Tensor]]) -> None:
         """Take parameters and samples; SettingsError for teachers of another kind than `logistic`."""
         wanted = {"parameters", *(f"{name}_{part}" for name in SETS for part in ("points", "labels"))}
-        for seed, tensors in zip(self.seeds, teachers, strict=True):
-            if set(tensors) != wanted:
-                raise SettingsError(
-                    f"teacher: {self.study} distills teachers of the kind 'logistic', with the tensors "
-                    f"{', '.join(sorted(wanted))}; that of seed {seed} has {', '.join(sorted(tensors)) or 'none'}"
-                )
+        self.check_teachers(teachers, "logistic", wanted)
         stacked = {name: torch.stack([tensors[name] for tensors in teachers]).to(self.device) for name in wanted}
         self._sets = {name: (stacked[f"{name}_points"], stacked[f"{name}_labels"]) for name in SETS}
         self._teacher = stacked["parameters"]
         train, taught = self._labelled("student"), teacher_features(self._sets["student"][0])
         self._batches = [Distilled(*train, margins(self._teacher, taught))]
         self._outer_batch = self._labelled(self.tuned_on)
-
-    def run(self, method: Hypergradient | TPE, name: str) -> Result:
-        """See `Task`; SettingsError for a prediction where nothing is optimized."""
-        if isinstance(method, NoHypergradient | TPE) and self.prediction is not None:
-            raise SettingsError(
-                "prediction: there are no gradients to predict without a method that finds some; leave it out, or "
-                "choose another method"
-            )
-        return search(self, method, name) if isinstance(method, TPE) else greedy(self, method, name)
 
     def start(self) -> tuple[Tensor, Tensor]:
         """The student's first parameters, the same for all arms, and the first r."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import torch
@@ -15,9 +14,12 @@ from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives
+from bilevel.hypergradients import Hypergradient
+from bilevel.hypergradients.none import NoHypergradient
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
-from bilevel.settings import Configurable
+from bilevel.runs import blank, cost_scalars, greedy
+from bilevel.settings import Configurable, SettingsError
 from bilevel.tasks.base import OuterLoop
 
 if TYPE_CHECKING:
@@ -41,14 +43,35 @@ class TPE(Configurable):
 
 
 class Searched(OuterLoop):
-    """An experiment whose hyperparameters can be searched for.
+    """An experiment with a student, whose hyperparameters can be searched for.
 
     space: where; names of its parameters are those of `hyper_of`.
     """
 
+    needs_teacher = True
+    counts_hypergradients = True
+    methods = ("none", "darts", "truncated", "tpe")
     study: str
     seeds: list[int]
     space: ClassVar[Space]
+
+    def run(self, method: Hypergradient | TPE, name: str) -> Result:
+        """See `Task`; SettingsError for a prediction where nothing is optimized."""
+        if isinstance(method, NoHypergradient | TPE) and self.prediction is not None:
+            raise SettingsError(
+                "prediction: there are no gradients to predict without a method that finds some; leave it out, or "
+                "choose another method"
+            )
+        return search(self, method, name) if isinstance(method, TPE) else greedy(self, method, name)
+
+    def check_teachers(self, teachers: Sequence[Mapping[str, Tensor]], kind: str, wanted: Collection[str]) -> None:
+        """SettingsError where these are not teachers of this kind, which have the tensors `wanted`."""
+        for seed, tensors in zip(self.seeds, teachers, strict=True):
+            if set(tensors) != set(wanted):
+                raise SettingsError(
+                    f"teacher: {self.study} distills teachers of the kind {kind!r}, with the tensors "
+                    f"{', '.join(sorted(wanted))}; that of seed {seed} has {', '.join(sorted(tensors)) or 'none'}"
+                )
 
     @abstractmethod
     def hyper_of(self, params: Sequence[Params]) -> Tensor:
@@ -97,11 +120,8 @@ def search(task: Searched, method: TPE, name: str) -> Result:
         for step, metrics in trials[0].trace.items()
     }
     summary = {**task.summarize(state, hyper, list(trace.values())), "best_trial": best.double() + 1}
-    summary = {metric: torch.where(alive, numbers, torch.nan) for metric, numbers in summary.items()}
-    counts = {field.name: getattr(cost, field.name) / task.outer_steps for field in fields(Cost)}
-    del counts["seconds"]
-    counts |= {"jvps": cost.jvps / task.outer_steps, "hypergradients": 0}
-    summary |= {metric: torch.full_like(losses[0], count) for metric, count in counts.items()}
+    summary = {**blank(summary, alive), **cost_scalars(cost, task.outer_steps, alive)}
+    summary["hypergradients"] = torch.zeros_like(losses[0])
     return Result(alive, trace, summary, points=task.points(state, hyper))
 
 

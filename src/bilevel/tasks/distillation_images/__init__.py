@@ -21,18 +21,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from bilevel.data import Dataset
-from bilevel.hypergradients import Hypergradient
-from bilevel.hypergradients.none import NoHypergradient
-from bilevel.models import student
+from bilevel.images import SETS, counts_of, splits_of, standardized
+from bilevel.models import lenet, student
 from bilevel.optimizers import SGD
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.results import Metrics, Result
-from bilevel.runs import greedy
-from bilevel.settings import SettingsError
-from bilevel.tasks.base import Settings
-from bilevel.tasks.distillation.search import TPE, Searched, search
-from bilevel.teachers.convnet import SETS, logits, splits_of, standardized
+from bilevel.results import Metrics
+from bilevel.settings import Settings, SettingsError
+from bilevel.tasks.distillation.search import Searched
 from bilevel.tracing import traced
 from bilevel.trajectory import LocallyLinear
 
@@ -141,9 +137,6 @@ class DistillationImages(Searched):
     """
 
     settings_class = ImagesSettings
-    needs_teacher = True
-    counts_hypergradients = True
-    methods = ("none", "darts", "truncated", "tpe")
     space: ClassVar[Space] = {"beta_distillation": (*BETAS, False), "temperature": (*TEMPERATURES, True)}
 
     def __init__(
@@ -153,7 +146,7 @@ class DistillationImages(Searched):
         assert isinstance(settings, ImagesSettings)
         assert dataset is not None
         self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
-        self.check_data(settings, dataset.name, {name: len(split.labels) for name, split in dataset.splits.items()})
+        self.check_data(settings, dataset.name, counts_of(dataset))
         self._dataset = dataset
         self.outer_steps, self.evaluate_every = settings.iterations, settings.evaluate_every
         self.prediction = settings.prediction
@@ -179,6 +172,8 @@ class DistillationImages(Searched):
         Raises SettingsError for teachers of another kind than `convnet` or of other data, and where student_size or
         outer_batch_size asks for more images than the teacher has.
         """
+        wanted = {"parameters", "pixels", *(f"{name}_{part}" for name in SETS for part in ("ids", "labels"))}
+        self.check_teachers(teachers, "convnet", wanted)
         for seed, tensors in zip(self.seeds, teachers, strict=True):
             self._check_teacher(seed, tensors)
         self._teachers = [{name: tensor.to(self.device) for name, tensor in tensors.items()} for tensors in teachers]
@@ -186,19 +181,11 @@ class DistillationImages(Searched):
         size = self.settings.student_size
         shares = [self._images(tensors, "train", size) for tensors in self._teachers]
         taught = [
-            logits(tensors["parameters"], images) for tensors, (images, _) in zip(self._teachers, shares, strict=True)
+            lenet.logits(tensors["parameters"], images)
+            for tensors, (images, _) in zip(self._teachers, shares, strict=True)
         ]
         self._train = Distilled(*_stacked(shares), torch.stack(taught))
         self._validation = Labelled(*_stacked([self._images(tensors, "validation") for tensors in self._teachers]))
-
-    def run(self, method: Hypergradient | TPE, name: str) -> Result:
-        """See `Task`; SettingsError for a prediction where nothing is optimized."""
-        if isinstance(method, NoHypergradient | TPE) and self.prediction is not None:
-            raise SettingsError(
-                "prediction: there are no updates to predict without a method that finds gradients; leave it out, or "
-                "choose another method"
-            )
-        return search(self, method, name) if isinstance(method, TPE) else greedy(self, method, name)
 
     def start(self) -> tuple[Tensor, Tensor]:
         """The student's first parameters, the same for all arms, and the first metaparameters (S, 2)."""
@@ -279,24 +266,18 @@ class DistillationImages(Searched):
         shares = []
         for tensors in self._teachers:
             images, labels = self._images(tensors, "test")
-            shares.append(float((logits(tensors["parameters"], images).argmax(-1) == labels).double().mean()))
+            shares.append(float((lenet.logits(tensors["parameters"], images).argmax(-1) == labels).double().mean()))
         return torch.tensor(shares, dtype=torch.float64)
 
     def _images(self, teacher: Mapping[str, Tensor], name: str, size: int | None = None) -> tuple[Tensor, Tensor]:
         """Standardized images (n, 1, 28, 28) of one of a teacher's sets, or the first of them, and labels (n,)."""
         split, ids = splits_of(self._dataset)[name], teacher[f"{name}_ids"][:size].cpu()
-        images = standardized(split.images[ids].to(self.device), teacher["pixels"])
+        images = standardized(split.images[ids].to(self.device), *teacher["pixels"].tolist())
         return images, split.labels[ids].to(self.device)
 
     def _check_teacher(self, seed: int, tensors: Mapping[str, Tensor]) -> None:
         """SettingsError where it cannot teach these students."""
         s = self.settings
-        wanted = {"parameters", "pixels", *(f"{name}_{part}" for name in SETS for part in ("ids", "labels"))}
-        if set(tensors) != wanted:
-            raise SettingsError(
-                f"teacher: {self.study} distills teachers of the kind 'convnet', with the tensors "
-                f"{', '.join(sorted(wanted))}; that of seed {seed} has {', '.join(sorted(tensors)) or 'none'}"
-            )
         for name, split in splits_of(self._dataset).items():
             ids, labels = tensors[f"{name}_ids"].cpu(), tensors[f"{name}_labels"].cpu()
             if int(ids.max()) >= len(split.labels) or not torch.equal(split.labels[ids], labels):

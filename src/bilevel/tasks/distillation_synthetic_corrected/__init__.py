@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from bilevel.data import Dataset
-from bilevel.tasks.base import Settings
+from bilevel.settings import Settings
 from bilevel.tasks.distillation import Distillation, DistillationSettings, Divergence
 
 

@@ -23,8 +23,8 @@ from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import greedy, honest, solve
-from bilevel.settings import SettingsError
-from bilevel.tasks.base import HonestLoop, Settings
+from bilevel.settings import Settings, SettingsError
+from bilevel.tasks.base import HonestLoop
 from bilevel.tasks.kernel_logistic.data import Samples, draw
 from bilevel.tasks.kernel_logistic.kernel import KERNELS, Pairs, pairs_of, scale_of
 from bilevel.tasks.kernel_logistic.objective import (

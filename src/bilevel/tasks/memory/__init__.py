@@ -29,7 +29,8 @@ from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Result
-from bilevel.tasks.base import Settings, Task
+from bilevel.settings import Settings
+from bilevel.tasks.base import Task
 from bilevel.tasks.memory.measure import Measurement, measure
 
 FEATURES, CLASSES, BATCH, BATCHES = 400, 10, 32, 20
