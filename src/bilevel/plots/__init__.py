@@ -46,6 +46,13 @@ _BIAS = ("bias_quadratic", "bias_logistic", "bias_rescaled")
 _NUMERIC = ("numeric_quadratic", "numeric_network")
 _DISTILLATION = ("distillation_published", "distillation_corrected")
 _CHAINS = ("chains_network", "chains_quadratic")
+_DOMAINS = ("rotated_mnist_2", "rotated_mnist_3", "rotated_mnist_4")
+_ROTATIONS = {"0": "0°", "180": "180°", "90": "90°", "270": "270°"}
+_LANGUAGES = {"en": "English", "de": "German"}
+_BETAS = (
+    ("struct_0.1", "struct_1", "struct", "struct_10", "struct_100"),
+    ("contr_0.00001", "contr_0.0001", "contr_0.001", "contr_0.01", "contr", "contr_0.1", "contr_1"),
+)
 
 FIGURES: dict[str, dict[str, Drawing]] = {
     "000": {
@@ -225,6 +232,82 @@ FIGURES: dict[str, dict[str, Drawing]] = {
                 "y_label": "Seconds",
                 "x_log": True,
                 "y_log": True,
+            },
+        ),
+    },
+    "003": {
+        "rotated_mnist_cells": Drawing(
+            "cells",
+            "cells",
+            "structures",
+            ("rotated_mnist_4",),
+            {"domains": _ROTATIONS, "methods": ("union", "none", "struct", "contr")},
+        ),
+        "rotated_mnist_searched": Drawing(
+            "scatter",
+            "scatter",
+            "scalars",
+            ("rotated_mnist_1", *_DOMAINS),
+            {
+                "x": "parameters_nominal",
+                "y": "search_accuracy",
+                "x_label": "Parameters, as the slide counts them",
+                "y_label": "Test accuracy of the search network, %",
+                "y_factor": 100,
+                "joined": _BETAS,
+            },
+        ),
+        "rotated_mnist_retrained": Drawing(
+            "scatter",
+            "scatter",
+            "scalars",
+            ("rotated_mnist_1", *_DOMAINS),
+            {
+                "x": "parameters",
+                "y": "retrained_accuracy",
+                "x_label": "Parameters of the retrained network",
+                "y_label": "Test accuracy of the retrained network, %",
+                "y_factor": 100,
+                "joined": _BETAS,
+            },
+        ),
+        "rotated_mnist_weights": Drawing(
+            "domains",
+            "weights_by_domain",
+            "trace",
+            ("rotated_mnist_2",),
+            {"domains": _ROTATIONS, "x_label": "Outer steps", "methods": ("none", "struct", "contr")},
+        ),
+        "rotated_mnist_training": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DOMAINS,
+            {
+                "y": "search_accuracy_validation",
+                "x_label": "Outer steps",
+                "y_label": "Validation accuracy of the search network",
+                "methods": ("union", "none", "struct", "contr"),
+            },
+        ),
+        "language_cells": Drawing("cells", "cells", "structures", ("language_model",), {"domains": _LANGUAGES}),
+        "language_weights": Drawing(
+            "domains",
+            "weights_by_domain",
+            "trace",
+            ("language_model",),
+            {"domains": _LANGUAGES, "x_label": "Outer steps", "methods": ("multimodel",)},
+        ),
+        "language_training": Drawing(
+            "domains",
+            "metric_by_domain",
+            "trace",
+            ("language_model",),
+            {
+                "metric": "search_perplexity_validation",
+                "domains": _LANGUAGES,
+                "x_label": "Outer steps",
+                "y_label": "Validation perplexity of the search network",
             },
         ),
     },
