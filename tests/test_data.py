@@ -26,7 +26,7 @@ from bilevel import data
 from bilevel.data import download, sources
 from bilevel.data.catalog import SPECS
 from bilevel.data.readers import read_csv_split, read_idx_splits
-from bilevel.data.spec import Bytes, Digest, Official, Package, Spec, compare, describe
+from bilevel.data.spec import Bytes, Digest, Official, Package, Spec, describe_images
 from bilevel.errors import FileError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -69,7 +69,7 @@ def make(name: str, seed: int) -> Made:
         files |= {pair[0]: idx(images), pair[1]: idx(labels)}
     resources = tuple((f"{file}.gz", hashlib.md5(published(content)).hexdigest()) for file, content in files.items())
     spec = Spec(
-        digest=Digest(name=name, splits={split: describe(*pair) for split, pair in arrays.items()}),
+        digest=Digest(name=name, splits={split: describe_images(*pair) for split, pair in arrays.items()}),
         files=tuple(files),
         read=partial(read_idx_splits, SPLITS),
         folders=(".", name, f"{name.upper()}/raw"),
@@ -739,7 +739,7 @@ def shared(name: str) -> Path:
 
 
 def test_names() -> None:
-    assert data.names() == ("mnist_5k", "mnist", "fashion_mnist")
+    assert data.names() == ("mnist_5k", "mnist", "fashion_mnist", "home_assistant", "iwslt14_20k", "iwslt14")
 
 
 def test_mnist_5k_is_embedded(tmp_path: Path) -> None:
@@ -762,7 +762,7 @@ def test_the_pinned_checksums_are_those_of_the_real_data(tmp_path: Path, name: s
     assert splits["test"].images.shape == (10000, 1, 28, 28)
     for split, expected in SPECS[name].digest.splits.items():
         images, labels = splits[split].images[:, 0].numpy(), splits[split].labels.numpy().astype(np.uint8)
-        assert describe(images, labels) == expected
+        assert describe_images(images, labels) == expected
 
 
 @pytest.mark.parametrize(
@@ -794,14 +794,15 @@ def test_the_pinned_content_is_that_of_the_canonical_files(name: str, sums: tupl
     assert tuple(hashlib.md5(content).hexdigest() for content in contents) == sums
     for split, images, labels in zip(("train", "test"), contents[::2], contents[1::2], strict=True):
         pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
-        assert compare(SPECS[name].digest.splits[split], pixels, np.frombuffer(labels, np.uint8, offset=8)) is None
+        parts = {"images": pixels, "labels": np.frombuffer(labels, np.uint8, offset=8)}
+        assert SPECS[name].digest.splits[split].compare(parts) is None
 
 
 def test_mnist_5k_is_a_part_of_the_training_split_of_mnist(tmp_path: Path) -> None:
     files = {name: shared("mnist") / f"{name}.gz" for name in SPECS["mnist"].files}
     images, labels = (files[name] for name in SPLITS["train"])
     train = read_idx_splits({"train": SPLITS["train"]}, {IMAGES: images, LABELS: labels})["train"]
-    known = {image.tobytes(): label for image, label in zip(train.images, train.labels, strict=True)}
+    known = {image.tobytes(): label for image, label in zip(train.parts["images"], train.parts["labels"], strict=True)}
     data.prepare("mnist_5k", tmp_path / "mnist_5k.safetensors")
     part = data.load(tmp_path / "mnist_5k.safetensors").splits["all"]
     assert [known[image.numpy().tobytes()] for image in part.images] == part.labels.tolist()

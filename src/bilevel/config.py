@@ -294,10 +294,18 @@ def _checked_task(study: Study, other: Mapping[str, Any], counts: Mapping[str, i
 
     task = task_class(study.task)
     try:
+        _check_kind(study.data, task.data_kind)
         task.check_data(task.read_settings({**study.settings, **other}), study.data, counts)
     except SettingsError as error:
         return _prefixed(prefix, error)
     return []
+
+
+def _check_kind(name: str | None, wanted: str) -> None:
+    from bilevel import data
+
+    if name is not None and (found := data.kind(name)) != wanted:
+        raise SettingsError(f"data: a data set of {wanted} is needed, and {name} is one of {found}")
 
 
 def _checked_teacher(chosen: Teacher, prefix: str) -> list[str]:
@@ -307,6 +315,7 @@ def _checked_teacher(chosen: Teacher, prefix: str) -> list[str]:
     kind = teacher_class(chosen.teacher)
     counts = {} if chosen.data is None else data.counts(chosen.data)
     try:
+        _check_kind(chosen.data, kind.data_kind)
         kind.check_data(kind.read_settings(chosen.settings), chosen.data, counts)
     except SettingsError as error:
         return _prefixed(prefix, error)

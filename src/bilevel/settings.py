@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -39,6 +39,8 @@ class OnData:
     """What has settings, and may need a data set."""
 
     settings_class: ClassVar[type[Settings]]
+    data_kind: ClassVar[Literal["images", "text"]] = "images"
+    """What kind of data set it takes, if any."""
 
     @classmethod
     def read_settings(cls, settings: dict[str, Any]) -> Settings:

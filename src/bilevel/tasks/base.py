@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from bilevel.data import Dataset
+from bilevel.data import Corpus, Dataset
 from bilevel.hypergradients import Hypergradient
 from bilevel.optimizers import Optimizer, Until
 from bilevel.problem import Batch, Problem
@@ -29,7 +29,12 @@ class Task(OnData, ABC):
 
     @abstractmethod
     def __init__(
-        self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
+        self,
+        study: str,
+        settings: Settings,
+        dataset: Dataset | Corpus | None,
+        seeds: Sequence[int],
+        device: torch.device,
     ) -> None:
         """Prepare everything that does not depend on the method."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.data import Dataset
+from bilevel.data import Corpus, Dataset
 from bilevel.settings import OnData, Settings
 
 
@@ -25,7 +25,7 @@ class Teacher(OnData, ABC):
     """A kind of teacher."""
 
     @abstractmethod
-    def __init__(self, name: str, settings: Settings, dataset: Dataset | None, device: torch.device) -> None:
+    def __init__(self, name: str, settings: Settings, dataset: Dataset | Corpus | None, device: torch.device) -> None:
         """`name` is what the configuration calls it; random numbers depend on it, on the purpose and on the seed."""
 
     @abstractmethod
