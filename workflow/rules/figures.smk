@@ -1,29 +1,34 @@
-"""One job a figure."""
+"""One job for the figures of a deck."""
 
 from bilevel.plots import FIGURES
 
-FIGURE_MODULES = {
-    f"bilevel.plots.{drawing.module}"
-    for figures in FIGURES.values()
-    for drawing in figures.values()
-}
+for deck, figures in FIGURES.items():
 
-
-rule figure:
-    input:
-        decks="report/decks.yaml",
-        tables=lambda wildcards: f"results/tables/{FIGURES[wildcards.deck][wildcards.figure].table}.csv",
-    output:
-        "results/figures/{deck}/{figure}.svg",
-    log:
-        "results/logs/figures/{deck}/{figure}.log",
-    conda:
-        "../../envs/bilevel.yaml"
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    params:
-        code=code_hash("bilevel.plots", *FIGURE_MODULES),
-    shell:
-        "python -m bilevel figure {wildcards.deck} {wildcards.figure} --decks {input.decks}"
-        " --tables results/tables --output {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+    rule:
+        name:
+            f"figures_{deck}"
+        input:
+            decks="report/decks.yaml",
+            tables=expand(
+                "results/tables/{table}.csv",
+                table=sorted({drawing.table for drawing in figures.values()}),
+            ),
+        output:
+            expand("results/figures/{deck}/{figure}.svg", deck=deck, figure=figures),
+        log:
+            f"results/logs/figures/{deck}.log",
+        conda:
+            "../../envs/bilevel.yaml"
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        params:
+            code=code_hash(
+                "bilevel.plots",
+                *{f"bilevel.plots.{drawing.module}" for drawing in figures.values()},
+            ),
+            deck=deck,
+            folder=subpath(output[0], parent=True),
+        shell:
+            "python -m bilevel figures {params.deck} --decks {input.decks} --tables results/tables"
+            " --output {params.folder} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
