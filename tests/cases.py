@@ -158,6 +158,22 @@ FIRST, SECOND = (bilevel.optimizers.Learned(start, scale=scale) for start, scale
 SCHEDULE = bilevel.optimizers.Learned(0, steps=3, scale="logit")
 LINEAR = bilevel.optimizers.Learned(2, scale="linear")
 
+
+def by_group(case: Case) -> dict[str, bilevel.optimizers.Optimizer]:
+    """Optimizers with settings of two groups of the case's parameters, by a schedule where it has entries for one."""
+    first, steps = case.params.shape[-1] // 3, 2 if case.hyper.shape[-1] > 3 else 1
+    sizes = (first, case.params.shape[-1] - first)
+    rate = bilevel.optimizers.Learned(0, steps=steps, sizes=sizes)
+    factor = bilevel.optimizers.Learned(1, sizes=sizes, scale="logit")
+    decay = bilevel.optimizers.Learned(0, sizes=sizes, scale="linear")
+    return {
+        "sgd_groups": bilevel.optimizers.SGD(learning_rate=rate, weight_decay=decay),
+        "momentum_groups": bilevel.optimizers.Momentum(learning_rate=rate, momentum=factor, weight_decay=decay),
+        "nesterov_groups": bilevel.optimizers.Momentum(learning_rate=rate, momentum=factor, nesterov=True),
+        "adam_groups": bilevel.optimizers.Adam(learning_rate=rate, weight_decay=decay),
+    }
+
+
 OPTIMIZERS = {
     "sgd": bilevel.optimizers.SGD(learning_rate=0.1),
     "sgd_decay": bilevel.optimizers.SGD(learning_rate=0.1, weight_decay=0.05),

@@ -11,7 +11,7 @@ from cases import Case
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from bilevel.optimizers import SGD, Adam, Clipped, Cosine, Learned, Momentum, Optimizer
+from bilevel.optimizers import LSTM, SGD, Adam, Clipped, Cosine, Learned, Momentum, Optimizer
 
 
 def setting(value: float | Learned | Cosine, hyper: Tensor, t: int) -> Any:
@@ -21,8 +21,12 @@ def setting(value: float | Learned | Cosine, hyper: Tensor, t: int) -> Any:
         return value.last + (value.first - value.last) * (1 + math.cos(math.pi * share)) / 2
     if not isinstance(value, Learned):
         return value
-    entry = hyper[value.start + min(t - 1, value.steps - 1)]
-    return {"log": torch.exp, "logit": torch.sigmoid, "linear": lambda x: x}[value.scale](entry)
+    scale = {"log": torch.exp, "logit": torch.sigmoid, "linear": lambda x: x}[value.scale]
+    step = min(t - 1, value.steps - 1)
+    if value.sizes is None:
+        return scale(hyper[value.start + step])
+    entries = hyper[value.start :].view(-1)[step * len(value.sizes) :]
+    return torch.stack([scale(entries[group]) for group, size in enumerate(value.sizes) for _ in range(size)])
 
 
 def sgd(optimizer: SGD, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor) -> list[Tensor]:
@@ -59,7 +63,35 @@ def clipped(optimizer: Clipped, t: int, slots: Tensor, gradient: Tensor, hyper: 
     return STEPS[type(optimizer.optimizer)](optimizer.optimizer, t, slots, cut, hyper)
 
 
-STEPS: dict[type, Callable[..., list[Tensor]]] = {SGD: sgd, Momentum: momentum, Adam: adam, Clipped: clipped}
+def lstm(optimizer: LSTM, t: int, slots: Tensor, gradient: Tensor, hyper: Tensor) -> list[Tensor]:
+    """One step with torch's own cell, a row a coordinate."""
+    u, weights = optimizer.units, optimizer.weights.split(hyper[optimizer.start :][: optimizer.size])
+    order = [*range(2 * u), *range(3 * u, 4 * u), *range(2 * u, 3 * u)]  # torch has the output gate last
+    if optimizer.preprocessing == "none":
+        values = gradient[:, None]
+    else:
+        bound = torch.exp(torch.tensor(-10.0, dtype=gradient.dtype))
+        large = gradient.abs() >= bound
+        first = torch.where(large, gradient.abs().clamp(min=bound).log() / 10, -1.0)
+        values = torch.stack([first, torch.where(large, gradient.sign(), gradient / bound)], -1)
+    after = []
+    for layer in (1, 2):
+        w, v, b = (weights[f"{name}{layer}"][order] for name in ("input", "recurrent", "bias"))
+        before = slots[1 + 2 * u * (layer - 1) :][: 2 * u].T
+        h, c = torch.lstm_cell(values, (before[:, :u], before[:, u:]), w, v, b)
+        values = h
+        after += [h.T, c.T]
+    change = values @ weights["output"][0] + weights["output_bias"]
+    return list(torch.cat([(slots[0] + optimizer.scale * change)[None], *after]))
+
+
+STEPS: dict[type, Callable[..., list[Tensor]]] = {
+    SGD: sgd,
+    Momentum: momentum,
+    Adam: adam,
+    Clipped: clipped,
+    LSTM: lstm,
+}
 
 
 class Reference:

@@ -2,15 +2,17 @@
 
 import math
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from bilevel.plots.curves import curves
-from bilevel.plots.look import Look
+from bilevel.plots.look import DASHES, Look
 from bilevel.plots.pieces import algorithms_pieces
 from bilevel.plots.sheet import Sheet
 from bilevel.plots.svg import parse
+from bilevel.report.decks import Method, Study
 from bilevel.statistics import mean_interval
 
 COLUMNS = ["study", "method", "seed", "step", "metric", "value"]
@@ -148,10 +150,57 @@ def test_pieces_are_drawn_with_gaps_at_jumps() -> None:
 
 def test_pieces_of_a_line_are_marked() -> None:
     values = {step: [float(step)] * 2 for step in range(5)}
-    shares = {1: [0.0, 0.0], 2: [1.0, 1.0], 3: [0.4, 0.4], 4: [0.5, 0.5]}
+    shares = {1: [0.0, 0.0], 2: [1.0, 1.0], 3: [0.9, 0.9], 4: [1.0, 1.0]}
     frame = table({("a", "error"): values, ("a", "predicted"): shares, ("b", "error"): values})
     sheet = plot(frame, marked="predicted", marked_label="predicted")
     shaded = [line for line in drawn(sheet) if len(line) == 2]
     assert shaded == [[(1, 1), (2, 2)], [(3, 3), (4, 4)]]
     assert "shaded: predicted" in {element.text for element in parse(sheet.svg("x")).iter("text")}
     assert [line for line in drawn(plot(frame)) if len(line) == 2] == []
+
+
+def test_a_start_may_be_left_out() -> None:
+    frame = pd.concat(
+        [table({("a", "error"): {0: [0.0], 4: [5.0], 5: [6.0], 40: [7.0]}}), table({("a", "error"): {4: [1.0]}}, "two")]
+    )
+    sheet = plot(frame, ("one", "two"), skipped=0.1)
+    assert drawn(sheet)[0] == [(4, 5), (5, 6), (40, 7)]
+    assert drawn(sheet, 1)[0] == [(4, 1)]
+    assert sheet.groups[0].panels[0].figure.axes[0].get_xlim() == (4, 40)
+
+
+def test_studies_may_have_axes_of_their_own_that_hold_means_and_most_of_the_bands() -> None:
+    frame = pd.concat(
+        [
+            table({("a", "error"): {0: [0.0, 2.0], 10: [1.0, 5.0]}}),
+            table({("a", "error"): {0: [50.0, 60.0], 1000: [57.0, 57.0]}}, "two"),
+        ]
+    )
+    sheet = plot(frame, ("one", "two"), own_axes=True)
+    one, two = (panel.figure.axes[0] for panel in sheet.groups[0].panels)
+    assert (one.get_xlim(), two.get_xlim()) == ((0, 10), (0, 1000))
+    assert one.get_ylim() == pytest.approx((0 - 0.1, 4.1))  # bands reach much further
+    assert two.get_ylim() == pytest.approx((54 - 0.1, 58.1))
+
+
+def test_members_of_a_family_that_share_a_study_differ_in_their_dashes() -> None:
+    methods = {key: Method(name=key, family="none") for key in "abcdefgh"} | {"x": Method(name="x", family="exact")}
+    studies = {"one": Study(name="one", methods=tuple("abcdex")), "two": Study(name="two", methods=("f", "a", "g"))}
+    look = Look(methods, studies)
+    for study in studies.values():
+        family = [look.dash(key) for key in study.methods if key != "x"]
+        assert len(set(family)) == len(family)
+    assert look.dash("x") == look.dash("a") == DASHES[0]
+    assert all(look.dash(key) == Look(methods).dash(key) for key in "abcde")
+
+
+def test_the_sample_beside_a_name_shows_whole_dashes() -> None:
+    """They are scaled by the width of the line, 1.7 points; the sample is 0.22 inches long."""
+    assert all(isinstance(dash, str) or sum(dash[1]) * 1.7 <= 0.22 * 72 for dash in DASHES)
+
+
+def test_methods_of_the_decks_that_share_a_study_differ() -> None:
+    look = Look.read(Path(__file__).parent.parent / "report/decks.yaml")
+    for name, study in look.studies.items():
+        drawn = [(look.color(key), look.dash(key)) for key in study.methods]
+        assert not name.startswith("distillation") or len(set(drawn)) == len(drawn)

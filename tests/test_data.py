@@ -739,7 +739,7 @@ def shared(name: str) -> Path:
 
 
 def test_names() -> None:
-    assert data.names() == ("mnist_5k", "mnist", "fashion_mnist", "home_assistant", "iwslt14_20k", "iwslt14")
+    assert data.names() == ("mnist_5k", "mnist", "fashion_mnist", "cifar10", "home_assistant", "iwslt14_20k", "iwslt14")
 
 
 def test_mnist_5k_is_embedded(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, linear, log_softmax, softmax
 
 from bilevel.derivatives import Derivatives
+from bilevel.hypergradients.none import NoHypergradient
 from bilevel.hypergradients.truncated import Truncated
 from bilevel.optimizers import Adam
 from bilevel.outer import Adam as OuterAdam
 from bilevel.randomness import generator
 from bilevel.results import Result
+from bilevel.runs import greedy
 from bilevel.settings import SettingsError
 from bilevel.tasks import create_method, task_class
 from bilevel.tasks.distillation import Distillation
@@ -294,6 +296,31 @@ def test_first_metaparameters_of_every_arm(teachers: Teachers) -> None:
             assert low <= temperature <= high
 
 
+@pytest.mark.parametrize("start", ["none", "random"])
+def test_fixed_metaparameters_are_trained_with_as_by_the_outer_loop(teachers: Teachers, start: str) -> None:
+    """The same numbers as from `greedy`, which does more work for them."""
+    task = build(CORRECTED, teachers, [0, 1], start=start)
+    ours, greedily = run(task, start, "none"), greedy(task, NoHypergradient(), start)
+    assert list(ours.trace) == list(greedily.trace) == [0, 3, 6, 8]
+    for step, row in ours.trace.items():
+        for metric in ("test_accuracy", "test_cross_entropy", "beta_distillation", "temperature"):
+            torch.testing.assert_close(row[metric], greedily.trace[step][metric], rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.trace[8]["outer_loss"], greedily.trace[8]["outer_loss"], rtol=1e-9, atol=0)
+    assert ours.summary["gradients"].tolist() == [1.0, 1.0]
+    assert ours.summary["hypergradients"].tolist() == greedily.summary["hypergradients"].tolist() == [0.0, 0.0]
+    assert set(greedily.summary) == set(ours.summary)
+
+
+def test_a_fixed_training_that_diverges_is_marked(teachers: Teachers) -> None:
+    task = build(CORRECTED, teachers, [0, 1], start="naive")
+    state, hyper = task.start()
+    state[1, 0, 0] = math.nan
+    task.start = lambda: (state.clone(), hyper)  # type: ignore[method-assign]
+    result = run(task, "naive", "none")
+    assert result.alive.tolist() == [True, False]
+    assert torch.isnan(result.summary["test_accuracy"]).tolist() == [False, True]
+
+
 def test_arms_have_the_same_students(teachers: Teachers) -> None:
     states = [build(PUBLISHED, teachers, [0, 1], start=start).start()[0] for start in ("none", "random", "learned")]
     assert torch.equal(states[0], states[1])
@@ -413,9 +440,12 @@ def test_points_of_seed_0(teachers: Teachers) -> None:
     state, hyper = task.start()
     rows = task.points(state, hyper)
     counts = {quantity: sum(row.quantity == quantity for row in rows) for quantity in {row.quantity for row in rows}}
-    assert counts == {"train": 15, "test": 200, "decision_student": 41**2, "decision_teacher": 41**2}
+    assert counts == {"train": 15, "test": 200, "decision_student": 42**2, "decision_teacher": 42**2}
     assert {row.seed for row in rows} == {0}
     plain = Plain(teachers[PUBLISHED][0])
+    teacher = {(row.x, row.y): row.value for row in rows if row.quantity == "decision_teacher"}
+    assert abs(teacher[1e-6, 3.0] - teacher[-1e-6, 3.0]) > 0.05  # the jump is between neighbors
+    assert abs(teacher[-1e-6, -3.0] - teacher[1e-6, -3.0]) < 1e-4
     row = next(row for row in rows if row.quantity == "decision_student" and row.x != row.y)
     features = torch.tensor([[row.x, row.y, row.x * row.y]], dtype=torch.float64)
     expected = softmax(plain.logits(task.optimizer.params(state)[0], features), 1)[0, 1]
@@ -438,6 +468,11 @@ def test_points_of_seed_0(teachers: Teachers) -> None:
             {"prediction": {"length": 1, "every": 2}},
             r"prediction.length: .* equal to 2, got 1",
         ),
+        (
+            CORRECTED,
+            {"prediction": {"length": 8, "every": 2}, "iterations": 8},
+            "its 8 iterations are the whole run of 8",
+        ),
         (CORRECTED, {"start": "zero"}, "start: .*'none', 'naive', 'random' or 'learned', got 'zero'"),
         (CORRECTED, {"divergence": "jeffreys"}, "divergence: .*'teacher_student' or 'student_teacher'"),
     ],
@@ -451,14 +486,36 @@ def test_teachers_that_do_not_fit_are_refused(teachers: Teachers) -> None:
     task = build(CORRECTED, teachers, [0])
     with pytest.raises(SettingsError, match=r"of the kind 'logistic', .* that of seed 0 has weight"):
         task.use_teachers([{"weight": torch.zeros(1)}])
-    with pytest.raises(SettingsError, match="draws: published"):
-        build(PUBLISHED, {PUBLISHED: teachers[CORRECTED]}, [0])
+    for other in (
+        teachers[CORRECTED][0],
+        trained("published", 0, steps=1, student_size=10, validation_size=20),
+        Trained({**teachers[PUBLISHED][0].tensors, "test_labels": torch.ones(200, dtype=torch.int64)}, {}),
+    ):
+        with pytest.raises(SettingsError, match="draws: published and without sizes of its own"):
+            build(PUBLISHED, {PUBLISHED: [other]}, [0])
 
 
 @pytest.mark.parametrize(("method", "settings"), [("none", {}), ("tpe", {"trials": 1})])
 def test_a_prediction_without_gradients_is_refused(teachers: Teachers, method: str, settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="no gradients to predict"):
         run(build(CORRECTED, teachers, [0], prediction=LINE), method, method, **settings)
+
+
+@pytest.mark.parametrize(("name", "method", "settings"), [(PUBLISHED, "darts", {}), (CORRECTED, "truncated", {})])
+def test_metaparameters_at_infinity_are_not_to_be_moved(
+    teachers: Teachers, name: str, method: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match="r = −∞, and gradients cannot move it; give another start"):
+        run(build(name, teachers, [0], start="none"), "none", method, **settings)
+
+
+def test_a_search_is_random_in_its_first_trials_only(teachers: Teachers) -> None:
+    task = build(CORRECTED, teachers, [0, 1], learning_rate=0.1, iterations=20)
+    first, second, whole = (
+        run(task, "tpe", "tpe", trials=6, random_trials=count).summary["temperature"] for count in (1, 2, 6)
+    )
+    assert not torch.equal(torch.stack([first, second]), torch.stack([whole, whole]))
+    assert create_method(CORRECTED, "tpe", {}).random_trials < create_method(CORRECTED, "tpe", {}).trials  # type: ignore[attr-defined]
 
 
 def test_trials_are_counted_from_one() -> None:

@@ -79,19 +79,29 @@ def run(task: DistillationImages, method: str, **settings: Any) -> Result:
 
 def plain_forward(params: Tensor, images: Tensor) -> Tensor:
     """Ordinary convolutions with our tensors."""
-    p = student.LAYOUT.split(params)
+    channels, side = images.shape[1:3]
+    p = student.layout(channels).split(params)
     values = images
-    for layer, (size, inputs, padding) in {"conv1": (4, 1, 3), "conv2": (2, 8, 0), "conv3": (2, 16, 0)}.items():
-        kernel = p[f"{layer}.weight"].view(size, size, inputs, -1).permute(3, 2, 0, 1)
+    layers = {"conv1": (4, channels, (34 - side) // 2), "conv2": (2, 8, 0), "conv3": (2, 16, 0)}
+    for layer, (size, inputs, padding) in layers.items():
+        weight = p[f"{layer}.weight"]
+        if layer == "conv1":
+            kernel = weight.view(inputs, size, size, -1).permute(3, 0, 1, 2)
+        else:
+            kernel = weight.view(size, size, inputs, -1).permute(3, 2, 0, 1)
         values = relu(conv2d(values, kernel, p[f"{layer}.bias"], stride=2, padding=padding))
     values = avg_pool2d(values, 2).permute(0, 2, 3, 1).flatten(1)
     return linear(values, p["linear.weight"], p["linear.bias"])
 
 
-def test_student_is_the_plain_network() -> None:
+SHAPES = pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32)])
+
+
+@SHAPES
+def test_student_is_the_plain_network(shape: tuple[int, ...]) -> None:
     draws = torch.Generator().manual_seed(0)
-    images = torch.randn(5, 1, 28, 28, generator=draws, dtype=torch.float64)
-    params = student.initial(draws).double()
+    images = torch.randn(5, *shape, generator=draws, dtype=torch.float64)
+    params = student.initial(draws, shape[0]).double()
     params += 0.1 * torch.randn(params.shape, generator=draws, dtype=torch.float64)
     found = student.forward(params, student.patches(images))
     torch.testing.assert_close(found, plain_forward(params, images), rtol=1e-12, atol=1e-12)
@@ -104,10 +114,45 @@ def test_student_is_the_plain_network() -> None:
     torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-10, atol=1e-10)
 
 
+@SHAPES
+def test_teachers_network_is_the_plain_one(shape: tuple[int, ...]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *shape, generator=draws, dtype=torch.float64)
+    params = lenet.initial(draws, shape[0]).double()
+    params += 0.05 * torch.randn(params.shape, generator=draws, dtype=torch.float64)
+    p = lenet.layout(shape[0]).split(params)
+    values = images
+    for layer, padding in (("conv1", (32 - shape[1]) // 2), ("conv2", 0)):
+        values = conv2d(values, p[f"{layer}.weight"].permute(3, 2, 0, 1), p[f"{layer}.bias"], padding=padding)
+        values = avg_pool2d(torch.tanh(values), 2)
+    values = values.permute(0, 2, 3, 1).flatten(1)
+    for layer in ("linear1", "linear2"):
+        values = torch.tanh(linear(values, p[f"{layer}.weight"], p[f"{layer}.bias"]))
+    values = linear(values, p["linear3.weight"], p["linear3.bias"])
+    torch.testing.assert_close(lenet.forward(params, images), values, rtol=1e-11, atol=1e-12)
+    assert lenet.layout(shape[0]).size == {1: 61706, 3: 62006}[shape[0]]
+
+
+def test_images_in_color_are_distilled_too() -> None:
+    """A data set of CIFAR-10's shape, through teacher and student."""
+    splits = {"train": blobs(80, 0), "test": blobs(30, 1)}
+    for name, split in splits.items():
+        wide = torch.nn.functional.pad(split.images, (2, 2, 2, 2))
+        splits[name] = Split(torch.cat([wide, 255 - wide, wide // 2], 1), split.labels)
+    dataset = Dataset("made in color", splits)
+    teacher = trained(dataset, 0, test_size=None)
+    assert teacher.tensors["parameters"].shape == (62006,)
+    pixels = splits["train"].images[teacher.tensors["train_ids"]].double() / 255
+    torch.testing.assert_close(teacher.tensors["pixels"], torch.stack([pixels.mean(), pixels.std()]))
+    result = run(build(dataset, [teacher]), "truncated", steps=1)
+    assert result.alive.all()
+    assert result.trace[8]["test_cross_entropy"] < result.trace[0]["test_cross_entropy"]
+
+
 def test_first_parameters_of_the_student() -> None:
     params = student.initial(torch.Generator().manual_seed(1))
     assert params.shape == (4034,)
-    for name, part in student.LAYOUT.split(params).items():
+    for name, part in student.layout(1).split(params).items():
         if name.endswith("bias"):
             assert not part.any()
         else:
@@ -159,7 +204,7 @@ def test_a_teacher_learns(dataset: Dataset) -> None:
 
 def test_students_share_the_file_of_a_teacher(dataset: Dataset, teachers: list[Trained], tmp_path: Path) -> None:
     save(teachers[0], tmp_path, name="lenet", seed=0, spec={})
-    tensors, digest = load(tmp_path, 0)
+    tensors, digest = load(tmp_path / "0.json")
     assert digest.metrics == teachers[0].metrics
     task = build(dataset, [Trained(tensors, {})], student_size=48)
     assert torch.equal(task._train.labels[0], teachers[0].tensors["train_labels"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import pytest
 
@@ -61,9 +63,9 @@ def weights(frame: pd.DataFrame, **options: object) -> Sheet:
     return weights_by_domain(frame, ["s"], LOOK, **(given | options))  # type: ignore[arg-type]
 
 
-def metric(frame: pd.DataFrame) -> Sheet:
+def metric(frame: pd.DataFrame, methods: Sequence[str] | None = None) -> Sheet:
     labels = {"x_label": "Outer steps", "y_label": "Perplexity"}
-    return metric_by_domain(frame, ["s"], LOOK, metric="perplexity", domains=LANGUAGES, **labels)
+    return metric_by_domain(frame, ["s"], LOOK, metric="perplexity", domains=LANGUAGES, methods=methods, **labels)
 
 
 def test_weights_have_a_row_a_method_a_panel_a_domain_and_a_line_an_operation() -> None:
@@ -116,6 +118,29 @@ def test_a_method_of_one_domain_alone_is_not_missing_in_the_other() -> None:
     without = {key: value for key, value in PERPLEXITY.items() if key[0] == "b"}
     (group,) = metric(table(without)).groups
     assert all("First not run" in panel.description for panel in group.panels)
+
+
+def test_a_metric_of_chosen_methods_alone_has_neither_lines_nor_gaps_nor_room_for_others() -> None:
+    (group,) = metric(table(PERPLEXITY), methods=["b"]).groups
+    assert lines(group.panels[0]) == [[(0, 80), (5, 60)]]
+    assert names(group.panels[0]) == ["Second"]
+    assert all("First" not in panel.description for panel in group.panels)
+    only = {key: value for key, value in PERPLEXITY.items() if key[0] == "b"}
+    assert metric(table(PERPLEXITY), methods=["b"]).svg("p") == metric(table(only), methods=["b"]).svg("p")
+    (group,) = metric(table(only), methods=["a"]).groups
+    assert [panel.description for panel in group.panels] == ["English: not run.", "German: not run."]
+
+
+def test_domains_may_be_numbers_with_signs() -> None:
+    values: Values = {
+        ("a", "accuracy_-3"): {0: [0.5], 10: [0.25]},
+        ("a", "accuracy_3"): {0: [0.75], 10: [0.5]},
+        ("a", "accuracy_mean"): {0: [9.0], 10: [9.0]},
+    }
+    labels = {"x_label": "Pruned", "y_label": "Accuracy"}
+    domains = {"-3": "λ = 10⁻³", "3": "λ = 1000"}
+    (group,) = metric_by_domain(table(values), ["s"], LOOK, metric="accuracy", domains=domains, **labels).groups
+    assert [lines(panel) for panel in group.panels] == [[[(0, 0.5), (10, 0.25)]], [[(0, 0.75), (10, 0.5)]]]
 
 
 def test_without_rows_every_domain_is_a_gap() -> None:

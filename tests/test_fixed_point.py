@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bilevel.fixed_point import FixedPoint, FixedPointSquares, RemainderBuffer, rational
+from bilevel.fixed_point import (
+    FixedPoint,
+    FixedPointSquares,
+    OutOfRangeWarning,
+    RemainderBuffer,
+    Workspace,
+    nearest_ratio,
+    rational,
+)
 
 FACTORS = st.sampled_from(
     [Fraction(9, 10), Fraction(99, 100), Fraction(999, 1000), Fraction(1, 2), Fraction(1, 10_000)]
@@ -53,7 +62,7 @@ def numbers(*values: int) -> Tensor:
 def test_products_are_those_of_the_definition_and_are_undone(
     factor: Fraction, start: int, increments: list[int]
 ) -> None:
-    plain, buffer = PlainBuffer(factor), RemainderBuffer(factor, numbers(start))
+    plain, buffer = PlainBuffer(factor), RemainderBuffer(numbers(start))
     value, found = start, numbers(start)
     history = []
     for increment in [0, *increments]:
@@ -62,11 +71,11 @@ def test_products_are_those_of_the_definition_and_are_undone(
         value += increment
         found += increment
         value, exact = plain.multiply(value), value * factor
-        buffer.multiply_(found)
+        buffer.multiply_(found, factor)
         assert found.item() == value
         assert abs(value - exact) < 1
     for value, increment in reversed(history):
-        buffer.divide_(found)
+        buffer.divide_(found, factor)
         found -= increment
         assert found.item() == value
     assert buffer.empty
@@ -78,7 +87,7 @@ def test_many_products_with_blocks(factor: Fraction) -> None:
     draws = torch.Generator().manual_seed(0)
     steps = 3000 if factor > Fraction(99, 100) else 400
     pushes = torch.randint(-(2**52), 2**52, (steps, 1, 7), generator=draws)
-    values, buffer = torch.zeros(1, 7, dtype=torch.int64), RemainderBuffer(factor, pushes[0])
+    values, buffer = torch.zeros(1, 7, dtype=torch.int64), RemainderBuffer(pushes[0])
     plain = [PlainBuffer(factor) for _ in range(7)]
     history: list[Tensor] = []
 
@@ -86,11 +95,11 @@ def test_many_products_with_blocks(factor: Fraction) -> None:
         for step in range(first, last):
             history.append(values.clone())
             values.add_(pushes[step])
-            buffer.multiply_(values)
+            buffer.multiply_(values, factor)
 
     def back(last: int, first: int) -> None:
         for step in reversed(range(first, last)):
-            buffer.divide_(values)
+            buffer.divide_(values, factor)
             values.sub_(pushes[step])
             assert torch.equal(values, history.pop())
 
@@ -107,13 +116,39 @@ def test_many_products_with_blocks(factor: Fraction) -> None:
     assert buffer.bits == 0
 
 
+@given(
+    factors=st.lists(st.lists(st.floats(1e-6, 1 - 1e-7), min_size=3, max_size=3), min_size=1, max_size=60),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=100, deadline=None)
+def test_factors_may_differ_by_value_and_step(factors: list[list[float]], seed: int) -> None:
+    values = torch.randint(-(2**60), 2**60, (1, 3), generator=torch.Generator().manual_seed(seed))
+    buffer, history = RemainderBuffer(values), []
+    for row in factors:
+        ratio = nearest_ratio(torch.tensor([row]))
+        history.append((values.clone(), ratio))
+        buffer.multiply_(values, ratio)
+        for before, after, n in zip(history[-1][0][0].tolist(), values[0].tolist(), ratio.numerator[0], strict=True):
+            assert abs(after - Fraction(before * int(n), ratio.denominator)) < 1
+    for before, ratio in reversed(history):
+        buffer.divide_(values, ratio)
+        assert torch.equal(values, before)
+    assert buffer.empty
+
+
+def test_nearest_ratio() -> None:
+    found = nearest_ratio(torch.tensor([0.5, 0.9, 1e-9, 1.0], dtype=torch.float64))
+    assert found.numerator.tolist() == [2**19, round(0.9 * 2**20), 2**10, 2**20 - 1]
+    assert found.denominator == 2**20
+
+
 @pytest.mark.parametrize("factor", [Fraction(9, 10), Fraction(1, 2), Fraction(99, 100), Fraction(999, 1000)])
 @pytest.mark.parametrize("steps", [10, 1000, 10_000])
 def test_bits_are_few(factor: Fraction, steps: int) -> None:
     values = torch.randint(-(2**40), 2**40, (1, 1), generator=torch.Generator().manual_seed(1))
-    buffer = RemainderBuffer(factor, values)
+    buffer = RemainderBuffer(values)
     for _ in range(steps):
-        buffer.multiply_(values)
+        buffer.multiply_(values, factor)
         values.add_(2**30)
     entropy = -steps * math.log2(factor)
     assert entropy <= buffer.bits <= 1.2 * entropy + 64
@@ -122,9 +157,9 @@ def test_bits_are_few(factor: Fraction, steps: int) -> None:
 def test_products_are_right_on_the_average() -> None:
     """A number that decays and is fed stays where exact arithmetic has it, within a few units."""
     values = torch.zeros(1, 2000, dtype=torch.int64)
-    buffer, feed = RemainderBuffer(Fraction(99, 100), values), 12_345
+    buffer, feed = RemainderBuffer(values), 12_345
     for _ in range(1500):
-        buffer.multiply_(values)
+        buffer.multiply_(values, Fraction(99, 100))
         values.add_(feed)
     exact = feed * (1 - 0.99**1500) / 0.01
     assert abs(values.double().mean().item() - exact) < 20
@@ -133,16 +168,16 @@ def test_products_are_right_on_the_average() -> None:
 
 def test_zero_stays_zero() -> None:
     values = torch.tensor([[0, 2**40]])
-    buffer = RemainderBuffer(Fraction(9, 10), values)
+    buffer = RemainderBuffer(values)
     for _ in range(300):
-        buffer.multiply_(values)
+        buffer.multiply_(values, Fraction(9, 10))
     assert values[0, 0] == 0
 
 
 def test_nothing_left_to_be_undone() -> None:
-    buffer = RemainderBuffer(Fraction(9, 10), numbers(3))
+    buffer = RemainderBuffer(numbers(3))
     with pytest.raises(ValueError, match="no product is left to be undone"):
-        buffer.divide_(numbers(3))
+        buffer.divide_(numbers(3), Fraction(9, 10))
 
 
 @pytest.mark.parametrize(
@@ -202,16 +237,46 @@ def test_squares_that_are_not_zero_stay_so() -> None:
 def test_a_number_out_of_range_says_which_one_when_and_what_to_choose() -> None:
     number = FixedPoint(torch.zeros(3, 2), 44, "velocity")
     number.add_(torch.full((3, 2), 1.0))
-    with pytest.raises(
-        OverflowError,
+    with pytest.warns(
+        OutOfRangeWarning,
         match=r"velocity of seed 1 at step 2: 3e\+05 is out of range: with fraction_bits=44 numbers are less than "
         r"2.62e\+05; choose fraction_bits=42 or less",
     ):
         number.add_(torch.tensor([[1.0, 2.0], [3.0, -3e5], [0.0, 0.0]]))
-    with pytest.raises(
-        OverflowError, match=r"average of squares of seed 0 at step 0: 5e\+03 .* square_fraction_bits=4"
+    with pytest.warns(
+        OutOfRangeWarning, match=r"average of squares of seed 0 at step 0: 5e\+03 .* square_fraction_bits=4"
     ):
         FixedPointSquares(torch.tensor([[5e3]]), 52, "average of squares", "square_fraction_bits")
+
+
+@pytest.mark.parametrize("value", [3e5, math.nan, math.inf])
+def test_a_lost_seed_is_nan_and_the_others_go_on(value: float) -> None:
+    first, increment = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.full((3, 2), 0.5)
+    number, buffer = FixedPoint(first, 44, "velocity"), RemainderBuffer(first.long())
+    with pytest.warns(OutOfRangeWarning, match="velocity of seed 1 at step 1"):
+        number.add_(torch.tensor([[0.5, 0.5], [0.5, value], [0.5, 0.5]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once is enough
+        number.scale_(Fraction(9, 10), buffer)
+        number.add_(torch.tensor([[0.5, 0.5], [math.nan, math.nan], [0.5, 0.5]]))
+        assert number.value()[1].isnan().all()
+        torch.testing.assert_close(number.value()[[0, 2]], torch.tensor([[1.85, 2.75], [5.45, 6.35]]))
+        number.undo_add_(increment)
+        number.undo_scale_(Fraction(9, 10), buffer)
+        number.undo_add_(increment)
+    assert number.equal(first)
+    assert torch.equal(number.value()[[0, 2]], first[[0, 2]])
+    first[0, 0] = 1.25
+    assert not number.equal(first)
+
+
+def test_numbers_that_share_a_workspace_share_lost_seeds() -> None:
+    work = Workspace(torch.zeros(2, 3))
+    one, other = (FixedPoint(torch.ones(2, 3), 44, name, workspace=work) for name in ("parameters", "velocity"))
+    with pytest.warns(OutOfRangeWarning):
+        one.add_(torch.tensor([[0.0, 0.0, 0.0], [1e9, 0.0, 0.0]]))
+    assert other.value()[1].isnan().all()
+    assert torch.equal(other.value()[0], torch.ones(3))
 
 
 def test_range_is_left_by_many_small_additions_too() -> None:
@@ -219,12 +284,13 @@ def test_range_is_left_by_many_small_additions_too() -> None:
     for sign in (1, -1, 1, 1, 1, 1):  # the bound leaves the range, the numbers do not
         number.add_(increment.double(), sign)
     assert number.value().item() == 3600.0
-    with pytest.raises(OverflowError, match=r"at step 7: 4.5e\+03 is out of range"):
+    with pytest.warns(OutOfRangeWarning, match=r"at step 7: 4.5e\+03 is out of range"):
         number.add_(increment.double())
+    assert number.value().isnan().all()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
 def test_divergence_is_named(value: float) -> None:
     number = FixedPoint(torch.zeros(2, 1, dtype=torch.float64), 44, "velocity")
-    with pytest.raises(OverflowError, match=r"velocity of seed 1 at step 1: .* diverges: lower its learning rate"):
+    with pytest.warns(OutOfRangeWarning, match=r"velocity of seed 1 at step 1: .* diverges: lower its learning rate"):
         number.add_(torch.tensor([[0.0], [value]], dtype=torch.float64))

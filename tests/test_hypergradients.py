@@ -10,7 +10,7 @@ import pytest
 import reference
 import torch
 from analytic import analytic
-from cases import CASES, OPTIMIZERS, SEEDS, Case
+from cases import CASES, OPTIMIZERS, SEEDS, Case, by_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +44,16 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("hyperdistill", {"gamma": 0.0, "theta": 1.0}),
     ("hyperdistill", {"gamma": 0.9, "theta": 0.7}),
     ("hyperdistill", {"gamma": 1.0, "theta": -2.0}),
+]
+BY_GROUP = [
+    ("unrolled", {}),
+    ("truncated", {"steps": 1}),
+    ("drmad", {}),
+    ("neumann", {"terms": 4, "last_steps": 3}),
+    ("aggregated", {"gamma": 0.9}),
+    ("forward", {}),
+    ("complex_step", {}),
+    ("darts", {"epsilon": 0.01}),
 ]
 EXACT = [("unrolled", {}), ("checkpointed", {}), ("truncated", {"steps": 99}), ("forward", {})]
 # these see nothing of the optimizer but the states it passes through
@@ -95,6 +105,20 @@ def test_definition(method: tuple[str, dict[str, Any]], make: Any, optimizer: st
         torch.testing.assert_close(result.hypergradient[seed], expected, **tolerance)
         torch.testing.assert_close(result.state[seed].flatten(), ref.states[-1], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(result.outer_loss[seed], ref.outer(ref.case.hyper), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("make", [CASES[0], CASES[1], CASES[3]], ids=label)
+@pytest.mark.parametrize("optimizer", by_group(CASES[0](1)))
+def test_definition_with_settings_of_groups(optimizer: str, make: Any) -> None:
+    case = make(STEPS)
+    chosen = by_group(case)[optimizer]
+    refs = [reference.Reference(case.seed(seed), chosen) for seed in range(SEEDS)]
+    for method in BY_GROUP:
+        result = estimate(method, chosen, case)
+        for seed, ref in enumerate(refs):
+            expected = getattr(reference, method[0])(ref, **method[1])
+            torch.testing.assert_close(result.hypergradient[seed], expected, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(result.state[seed].flatten(), ref.states[-1], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("steps", [0, 1])

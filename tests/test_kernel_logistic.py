@@ -22,12 +22,12 @@ from bilevel.results import Result
 from bilevel.runs import solve
 from bilevel.settings import SettingsError
 from bilevel.tasks import create_method
-from bilevel.tasks.kernel_logistic import INITIAL_LEVEL, KernelLogistic, objective
+from bilevel.tasks.kernel_logistic import LEVELS, KernelLogistic, objective
 from bilevel.tasks.kernel_logistic.data import MINORITY, RADII, SPREAD, draw
 from bilevel.tasks.kernel_logistic.kernel import JITTER, KERNELS
 
 SEEDS = [0, 3]
-SMALL = {"train_size": 30, "validation_size": 40, "test_size": 60, "outer_steps": 6}
+SMALL = {"train_size": 30, "validation_size": 40, "test_size": 60, "outer_steps": 6, "outer_tolerance": 1e-6}
 NAMES = ["linear", "rbf", "mixture"]
 METHODS: list[tuple[str, dict[str, Any]]] = [
     ("conjugate_gradient", {"iterations": 60, "tolerance": 1e-10}),
@@ -297,9 +297,10 @@ def test_what_depends_on_hyperparameters_alone_is_computed_once(monkeypatch: pyt
     original = objective.coordinates
     monkeypatch.setattr(objective, "coordinates", lambda *arguments: (calls.append(None), original(*arguments))[1])
     state, hyper = chosen.start()
+    hyper, _ = hyper + 0.2, calls.clear()  # nothing is solved there yet
     method = create_method("kernel_logistic", "conjugate_gradient", {"iterations": 30})
     found = solve(chosen, state, hyper, 0)
-    assert int(found.metrics["inner_steps"].min()) > 3
+    assert int(found.metrics["inner_steps"].min()) > 1
     method(chosen.problem, chosen.optimizer, found.state, hyper, *chosen.draw(0))  # type: ignore[operator]
     chosen.evaluate(state, hyper)
     assert len(calls) == 2  # the objective's own, and that of the validation loss
@@ -343,7 +344,8 @@ def test_an_honest_run_solves_every_problem_and_starts_at_a_solution(kernel: str
     torch.testing.assert_close(
         result.trace[2]["outer_loss"], result.trace[1]["validation_cross_entropy"], rtol=1e-6, atol=0
     )
-    assert result.trace[0]["log_lambda"].tolist() == [INITIAL_LEVEL] * 2
+    assert result.trace[0]["log_lambda"].tolist() == hyper[:, 0].tolist()
+    assert (result.summary["start_inner_steps"] > 0).all()
 
 
 def test_test_metrics_are_those_of_the_decision_function_written_out() -> None:
@@ -367,7 +369,7 @@ def test_test_metrics_are_those_of_the_decision_function_written_out() -> None:
 
 def test_a_learned_mixture_improves_validation_and_says_what_it_chose() -> None:
     summary, chosen = honest_run("mixture").summary, task("mixture")
-    assert (summary["validation_cross_entropy"] < summary["validation_cross_entropy_start"] - 0.01).all()
+    assert (summary["validation_cross_entropy"] < summary["validation_cross_entropy_start"] - 1e-3).all()
     names = chosen.kernel.names
     assert names == ["rbf_1", "rbf_2", "rbf_3", "linear", "quadratic"]
     for kind in ("weight", "share"):
@@ -382,7 +384,7 @@ def test_a_seed_has_the_same_numbers_alone_and_in_company() -> None:
     together = honest_run("mixture")
     for index, seed in enumerate(SEEDS):
         alone = run(task("mixture", [seed]))
-        for metric in (*(f"{name}_{end}" for name in ("weight", "share") for end in task().kernel.names), "lambda"):
+        for metric in (*(f"{name}_{end}" for name in ("weight", "share") for end in task().kernel.names), "log_lambda"):
             assert float(alone.summary[metric][0]) == pytest.approx(float(together.summary[metric][index]), abs=1e-6)
         for step, metrics in alone.trace.items():
             for metric in ("test_cross_entropy", "test_auc", "validation_cross_entropy", "log_lambda"):
@@ -391,7 +393,7 @@ def test_a_seed_has_the_same_numbers_alone_and_in_company() -> None:
 
 def test_test_data_are_not_looked_at() -> None:
     other = run(task("mixture", test_size=30))
-    for metric in ("lambda", "validation_cross_entropy"):
+    for metric in ("log_lambda", "validation_cross_entropy"):
         assert torch.equal(honest_run("mixture").summary[metric], other.summary[metric])
 
 
@@ -437,7 +439,7 @@ def test_the_greedy_loops_steps_come_close_to_solutions() -> None:
     torch.testing.assert_close(trace, last.summary["validation_cross_entropy"], rtol=1e-2, atol=0)
 
 
-def test_points_are_those_of_seed_0() -> None:
+def test_points() -> None:
     chosen, result = task("mixture"), honest_run("mixture")
     kinds = ["train", "center", "decision_start", "kernel_start", "decision_end", "kernel_end"]
     assert list(dict.fromkeys(point.quantity for point in result.points)) == kinds
@@ -465,7 +467,29 @@ def test_points_are_those_of_seed_0() -> None:
     at_center = min(by_kind["kernel_end"], key=lambda point: (point.x - 1) ** 2 + point.y**2)
     assert at_center.value == pytest.approx(1, abs=0.3)
     assert all(round(point.value, 6) == point.value for point in result.points)
-    assert run(task("linear", [3], outer_steps=1)).points == []
+
+
+def test_points_are_those_of_the_smallest_seed() -> None:
+    points = run(task("linear", [5, 3], outer_steps=1)).points
+    assert {point.seed for point in points} == {3}
+    train = [point.value for point in points if point.quantity == "train"]
+    assert train == task("linear", [5, 3]).train.labels[1].tolist()
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_the_search_for_lambda_ends_where_a_dense_grid_does(kernel: str) -> None:
+    """Seeds 0 and 7 are those in which the hypergradient at λ = 0.01 leads to a constant decision function."""
+    chosen = task(kernel, [0, 2, 7], train_size=200, validation_size=200, outer_steps=100)
+    found = run(chosen).summary["validation_cross_entropy"]
+    state, hyper = chosen.start()
+    losses = []
+    for level in np.linspace(LEVELS[0] - 1, LEVELS[-1] + 2, 40):
+        hyper[:, 0] = float(level)
+        params = chosen.optimizer.params(solve(chosen, state, hyper, 0).state)
+        losses.append(Derivatives(chosen.problem, hyper).outer_loss(params, chosen._outer_batch))
+    assert (found - torch.stack(losses).amin(0) < 1e-3).all()
+    if kernel == "rbf":
+        assert (found < 0.5).all()
 
 
 @pytest.mark.parametrize(

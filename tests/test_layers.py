@@ -72,3 +72,12 @@ def test_the_axis_covers_what_is_held_and_bytes_are_the_same() -> None:
     labels = {element.text for element in parse(first).iter("text")}
     assert "−12" not in labels
     assert "4" not in labels
+
+
+def test_one_value_a_seed_is_no_distribution() -> None:
+    frame = table()
+    single = frame[frame["method"] == "a"].assign(count=0)
+    single.loc[single.groupby(["group"]).head(1).index, "count"] = 5
+    root = drawn(pd.concat([single, frame[frame["method"] == "b"]]), methods=["a", "b"])
+    assert "First: one value a seed, about " in words(root)
+    assert "Second: median between" in words(root)

@@ -156,7 +156,10 @@ def test_first_parameters() -> None:
 
 
 def rows(images: Tensor) -> set[bytes]:
-    return {image.numpy().tobytes() for image in images}
+    """Images that can be compared however they are standardized: from their darkest pixel to their brightest."""
+    low, high = images.flatten(1).min(-1).values, images.flatten(1).max(-1).values
+    levels = ((images - low.view(-1, 1, 1, 1)) / (high - low).view(-1, 1, 1, 1) * 311.7).round().to(torch.int16)
+    return {image.numpy().tobytes() for image in levels}
 
 
 def test_sets_are_disjoint_and_change_with_the_seed(dataset: Dataset) -> None:
@@ -165,9 +168,45 @@ def test_sets_are_disjoint_and_change_with_the_seed(dataset: Dataset) -> None:
         assert [len(part.labels) for part in share] == [40, 30, 30]
         assert len(set().union(*(rows(part.images) for part in share))) == 100
     assert rows(task.shares[0].train.images) != rows(task.shares[1].train.images)
-    pixels = dataset.splits["all"].images.double() / 255
-    found = torch.cat([part.images for part in task.shares[0]]).double()
-    assert found.mean().item() == pytest.approx(((pixels - 0.1307) / 0.3081).mean().item(), abs=1e-6)
+
+
+def test_images_are_standardized_by_those_trained_on(dataset: Dataset) -> None:
+    darker = Dataset("darker", {"all": Split(dataset.splits["all"].images // 3, dataset.splits["all"].labels)})
+    for made in (dataset, darker):
+        share = build(made).shares[0]
+        assert share.train.images.mean().item() == pytest.approx(0, abs=1e-4)
+        assert share.train.images.std().item() == pytest.approx(1, abs=1e-4)
+        assert share.test.images.mean().item() != pytest.approx(0, abs=1e-4)
+        both = build(made, train_on="both", regularization="none").shares[0]
+        assert torch.equal(both.test.images, share.test.images)
+        assert torch.equal(both.train.images, torch.cat([share.train.images, share.validation.images]))
+
+
+def test_studies_share_draws(dataset: Dataset) -> None:
+    cls = task_class("lenet_l2")
+    tasks = [cls(name, cls.read_settings(SMALL), dataset, [0], CPU) for name in ("lenet_l2", "lenet_l2_published")]
+    assert all(isinstance(task, LenetL2) for task in tasks)
+    first, second = (task.draw(1) for task in tasks if isinstance(task, LenetL2))
+    assert torch.equal(first[0][0][0], second[0][0][0])
+    assert torch.equal(first[1][0], second[1][0])
+
+
+@pytest.mark.filterwarnings("ignore::bilevel.fixed_point.OutOfRangeWarning")
+def test_a_seed_that_leaves_the_range_is_marked_and_the_others_go_on(dataset: Dataset) -> None:
+    task = build(dataset, [0, 1])
+    expected = run(task, "reversible")
+    start = task.start
+
+    def far() -> tuple[Tensor, Tensor]:
+        state, hyper = start()
+        state[1, 0] = 1e7  # fixed-point numbers of 44 bits end at 262,144
+        return state, hyper
+
+    task.start = far  # type: ignore[method-assign]
+    result = run(task, "reversible")
+    assert result.alive.tolist() == [True, False]
+    assert torch.equal(result.summary["cross_entropy"][:1], expected.summary["cross_entropy"][:1])
+    assert result.summary["cross_entropy"][1].isnan()
 
 
 def test_official_test_set_stays_apart() -> None:
@@ -221,7 +260,9 @@ def test_arms_and_company_share_draws(dataset: Dataset) -> None:
         ),
         ({"outer_set": "test", "test_size": 9}, "drawn from the 9 images of the test set"),
         ({"inner_steps": 16}, r"3 hyper_epochs of 5 steps .* leave no room for 16"),
-        ({"batch_size": 41}, r"3 hyper_epochs of 0 steps"),
+        ({"batch_size": 41}, r"3 hyper_epochs of 0 steps \(40 images // batch_size 41\)"),
+        ({"train_on": "both"}, "train_on: both: only with regularization: none"),
+        ({"initial_level": 800.0}, "initial_level"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(dataset: Dataset, changed: dict[str, Any], message: str) -> None:
@@ -334,6 +375,9 @@ def test_metrics_of_a_run(dataset: Dataset) -> None:
     ratio = times["seconds_per_hyper_epoch"] / times["seconds_per_epoch"]
     torch.testing.assert_close(times["hyper_epoch_to_epoch"], ratio)
     assert (ratio > 0).all()
+    if "memory_epoch" in times:
+        assert (times["memory_hyper_epoch"] > times["memory_epoch"]).all()
+        assert (times["process_hyper_epoch_to_epoch"] < times["memory_hyper_epoch"] / times["memory_epoch"]).all()
 
 
 def test_metrics_are_taken_about_every_second_epoch_and_at_the_end(dataset: Dataset) -> None:

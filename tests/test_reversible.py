@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import reference
 import torch
-from cases import CASES, OPTIMIZERS, SEEDS, Case
+from cases import CASES, OPTIMIZERS, SEEDS, Case, by_group
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 import bilevel
+from bilevel.fixed_point import OutOfRangeWarning
 from bilevel.optimizers import SGD, Adam, Learned, Momentum, Optimizer
 from bilevel.reversible_dynamics import ReversibleChain, fixed_point_distances, invert_float
 
@@ -28,9 +30,14 @@ ADAM = {name: OPTIMIZERS[name] for name in ("adam", "adam_uncorrected", "adam_fi
         learning_rate=Learned(0, steps=2), weight_decay=Learned(1), bias="first_gradient"
     ),
 }
-# velocities are resolved to 2^-44 = 6e-14; the root of Adam's average of squares to 2^-26 = 1.5e-8
-TOLERANCE = dict.fromkeys(MOMENTUM, 1e-10) | dict.fromkeys(ADAM, 1e-7)
-INVERTIBLE = MOMENTUM | ADAM
+LEARNED_MOMENTUM = {
+    "momentum_learned": OPTIMIZERS["momentum_learned"],
+    "momentum_schedules": OPTIMIZERS["momentum_schedules"],
+}
+# velocities are resolved to 2^-44 = 6e-14; the root of Adam's average of squares to 2^-26 = 1.5e-8; learned momenta to
+# 2^-21 = 5e-7
+TOLERANCE = dict.fromkeys(MOMENTUM, 1e-10) | dict.fromkeys(ADAM, 1e-7) | dict.fromkeys(LEARNED_MOMENTUM, 1e-5)
+INVERTIBLE = MOMENTUM | ADAM | LEARNED_MOMENTUM
 
 
 def estimate(
@@ -51,11 +58,26 @@ def test_hypergradient_is_that_of_the_definition(make: Any, name: str) -> None:
         expected = reference.unrolled(ref)
         scale = float(expected.abs().max())
         torch.testing.assert_close(result.hypergradient[seed], expected, rtol=0, atol=tolerance * scale)
-        torch.testing.assert_close(result.state[seed].flatten(), ref.states[-1], rtol=0, atol=tolerance)
+        large = max(1.0, float(ref.states[-1].abs().max()))  # some of these diverge
+        torch.testing.assert_close(result.state[seed].flatten(), ref.states[-1], rtol=0, atol=tolerance * large)
         torch.testing.assert_close(result.outer_loss[seed], ref.outer(ref.case.hyper), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", INVERTIBLE)
+@pytest.mark.parametrize(("name", "tolerance"), [("momentum_groups", 1e-5), ("adam_groups", 1e-7)])
+@pytest.mark.parametrize("make", CASES)
+def test_settings_of_groups(make: Any, name: str, tolerance: float) -> None:
+    case = make(5)
+    optimizer = by_group(case)[name]
+    found, expected = estimate(optimizer, case), estimate(optimizer, case, "unrolled")
+    scale = float(expected.hypergradient.abs().max())
+    torch.testing.assert_close(found.hypergradient, expected.hypergradient, rtol=0, atol=tolerance * scale)
+    large = max(1.0, float(expected.state.abs().max()))
+    torch.testing.assert_close(found.state, expected.state, rtol=0, atol=tolerance * large)
+    arguments = case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches
+    assert not fixed_point_distances(*arguments).any()
+
+
+@pytest.mark.parametrize("name", MOMENTUM | ADAM)
 def test_long_chains_stay_close_to_those_in_floating_point(name: str) -> None:
     case, optimizer = CASES[2](200), INVERTIBLE[name]
     found, expected = estimate(optimizer, case), estimate(optimizer, case, "unrolled")
@@ -142,7 +164,19 @@ def test_ten_thousand_steps_there_and_back(optimizer: Optimizer, kind: torch.dty
     assert chain.bits == 0
 
 
-@pytest.mark.parametrize("name", INVERTIBLE)
+def test_long_chains_with_momenta_of_their_own_for_every_step_and_group() -> None:
+    case, sizes = CASES[1](200), (5, 7)
+    optimizer = Momentum(learning_rate=0.05, momentum=Learned(0, steps=6, scale="logit", sizes=sizes))
+    case = replace(case, hyper=torch.linspace(-2, 4, 12, dtype=torch.float64).repeat(SEEDS, 1))
+    found, expected = estimate(optimizer, case), estimate(optimizer, case, "unrolled")
+    torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-4)
+    scale = float(expected.hypergradient.abs().max())
+    torch.testing.assert_close(found.hypergradient, expected.hypergradient, rtol=0, atol=1e-4 * scale)
+    arguments = case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches
+    assert not fixed_point_distances(*arguments).any()
+
+
+@pytest.mark.parametrize("name", MOMENTUM | ADAM)
 def test_chain_in_fixed_point_comes_back_and_in_floating_point_does_not(name: str) -> None:
     case, optimizer = CASES[2](60), INVERTIBLE[name]
     arguments = case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches
@@ -235,7 +269,6 @@ def test_inputs_are_left_as_they_were() -> None:
             "SGD: only steps of Momentum and Adam can be undone; .* such as unrolled or checkpointed",
         ),
         (Momentum(learning_rate=0.1, nesterov=True), "nesterov: .* set nesterov=False, or use a method"),
-        (Momentum(learning_rate=0.1, momentum=Learned(0)), "momentum: .* a fixed factor n/d, and this one is learned"),
         (Momentum(learning_rate=0.1, momentum=0.0), "momentum: .* got 0.0; a factor of 0 forgets the past"),
         (Momentum(learning_rate=0.1, momentum=0.123456789), "momentum: .* n/d with d ≤ 10000, got 0.123456789"),
         (Adam(learning_rate=0.1, beta1=0.0), "beta1: .* got 0.0"),
@@ -249,14 +282,28 @@ def test_optimizers_that_cannot_be_undone_are_refused(optimizer: Optimizer, mess
 
 def test_range() -> None:
     case = CASES[0](300)
-    with pytest.raises(
-        OverflowError, match=r"of seed . at step \d+: .* is out of range: .* choose fraction_bits=\d+ or less"
+    with pytest.warns(
+        OutOfRangeWarning, match=r"of seed . at step \d+: .* is out of range: .* choose fraction_bits=\d+ or less"
     ):
-        estimate(Momentum(learning_rate=5.0), case)
-    with pytest.raises(OverflowError, match=r"average of squares of seed .* choose square_fraction_bits=5"):
-        estimate(Adam(learning_rate=0.1, bias="first_gradient"), case, square_fraction_bits=60)
-    result = estimate(Adam(learning_rate=0.1, bias="first_gradient"), case, square_fraction_bits=50)
-    assert result.state.isfinite().all()
+        lost = estimate(Momentum(learning_rate=5.0), case)
+    assert all(part.isnan().all() for part in (lost.hypergradient, lost.outer_loss))
+    adam = Adam(learning_rate=0.1, bias="first_gradient")
+    with pytest.warns(OutOfRangeWarning, match=r"average of squares of seed .* choose square_fraction_bits=5"):
+        estimate(adam, case, square_fraction_bits=60)
+    assert estimate(adam, case, square_fraction_bits=50).state.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_seed_out_of_range_does_not_touch_the_others(name: str) -> None:
+    case = CASES[0](20)
+    whole, params = estimate(OPTIMIZERS[name], case), case.params.clone()
+    params[1] = 1e7
+    with pytest.warns(OutOfRangeWarning, match="parameters of seed 1 at step 0"):
+        found = estimate(OPTIMIZERS[name], replace(case, params=params))
+    for ours, expected in ((found.state, whole.state), (found.hypergradient, whole.hypergradient)):
+        assert torch.equal(ours[[0, 2]], expected[[0, 2]])
+        assert ours[1].isnan().any()
+    assert found.outer_loss.isnan().tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize(

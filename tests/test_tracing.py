@@ -143,3 +143,19 @@ def test_an_operation_in_place_is_replayed_as_it_was() -> None:
         inner.add_products(vector, to[1], to[2])
         found.append(to)
     torch.testing.assert_close(found[0], found[1], rtol=1e-13, atol=0)
+
+
+def test_parameters_with_gaps_between_seeds() -> None:
+    def loss(params: torch.Tensor, hyper: torch.Tensor, batch: Any) -> torch.Tensor:
+        # a batch of products over seeds and rows at once, which without gaps is recorded as a view
+        return (params.view(2, 3, 4) @ hyper.view(2, 4, 1)).sin().square().sum()
+
+    draws = torch.Generator().manual_seed(0)
+    state = torch.randn(SEEDS, 2, 24, generator=draws, dtype=torch.float64)
+    hyper = torch.randn(SEEDS, 8, generator=draws, dtype=torch.float64)
+    batch = torch.zeros(SEEDS, 1, dtype=torch.float64)
+    problem = bilevel.Problem(loss, loss)
+    expected = Derivatives(problem, hyper).inner_gradient(state[:, 0], batch)
+    found = Derivatives(bilevel.traced(problem), hyper)
+    for params in (state[:, 0].contiguous(), state[:, 0]):
+        torch.testing.assert_close(found.inner_gradient(params, batch), expected)

@@ -56,7 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=int, nargs="+", required=True)
     run.add_argument("--spec", type=json.loads, required=True, help="JSON: task, method and their settings")
     run.add_argument("--data", type=Path, help="a .safetensors file made by `data`, for tasks that use one")
-    run.add_argument("--teacher", type=Path, help="folder of a teacher's files, for tasks that distill one")
+    run.add_argument(
+        "--teachers",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="digests made by `teacher`, one for each seed or one for all, for tasks that distill one",
+    )
     run.add_argument("--output", type=Path, required=True, help="folder of the results")
     run.set_defaults(command=_run)
 
@@ -72,13 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     claims.add_argument("--output", type=Path, required=True)
     claims.set_defaults(command=_claims)
 
-    figure = commands.add_parser("figure", help="tables to one figure")
-    figure.add_argument("deck")
-    figure.add_argument("figure")
-    figure.add_argument("--decks", type=Path, required=True)
-    figure.add_argument("--tables", type=Path, required=True)
-    figure.add_argument("--output", type=Path, required=True)
-    figure.set_defaults(command=_figure)
+    figures = commands.add_parser("figures", help="tables to the figures of a deck")
+    figures.add_argument("deck")
+    figures.add_argument("--decks", type=Path, required=True)
+    figures.add_argument("--tables", type=Path, required=True)
+    figures.add_argument("--output", type=Path, required=True, help="folder of the figures")
+    figures.set_defaults(command=_figures)
 
     report = commands.add_parser("report", help="tables and figures to the page")
     report.add_argument("--tables", type=Path, required=True)
@@ -137,7 +142,12 @@ def _run(arguments: argparse.Namespace) -> None:
     begin = time.perf_counter()
     spec: dict[str, Any] = arguments.spec
     keys = {"deck", "task", "settings", "method", "method_settings", "device", "threads"}
-    _check_spec(spec, keys | ({"teacher"} if arguments.teacher else set()), arguments.seeds)
+    _check_spec(spec, keys | ({"teacher"} if arguments.teachers else set()), arguments.seeds)
+    if len(arguments.teachers) not in (0, 1, len(arguments.seeds)):
+        raise UserError(
+            f"--teachers: expected one for all seeds or one for each of {len(arguments.seeds)}, "
+            f"got {len(arguments.teachers)}"
+        )
     device = _prepared_device(spec)
     cls = task_class(spec["task"])
     settings = cls.read_settings(spec["settings"])
@@ -145,12 +155,11 @@ def _run(arguments: argparse.Namespace) -> None:
     # taken before the work, so that an edit while a job runs is seen afterwards
     code = registry.run_code_hash(spec["task"], spec["method"])
     dataset = None if arguments.data is None else load(arguments.data)
-    teachers = (
-        None if arguments.teacher is None else [load_teacher(arguments.teacher, seed) for seed in arguments.seeds]
-    )
+    teachers = [load_teacher(digest) for digest in arguments.teachers]
     task = cls(arguments.study, settings, dataset, arguments.seeds, device)
-    if teachers is not None:
-        task.use_teachers([tensors for tensors, _ in teachers])
+    if teachers:
+        each = teachers * len(arguments.seeds) if len(teachers) == 1 else teachers
+        task.use_teachers([tensors for tensors, _ in each])
     result = task.run(method, f"{arguments.study} {arguments.method}")
     record = {
         "spec": spec,
@@ -159,7 +168,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
         "code_hash": code,
         "data": _digests(arguments.data),
-        "teachers": {} if teachers is None else {str(digest.seed): digest.sha256 for _, digest in teachers},
+        "teachers": {str(digest.seed): digest.sha256 for _, digest in teachers},
         **results.surroundings(device),
         "seconds": time.perf_counter() - begin,
         "peak_memory_mb": results.peak_memory_mb(),
@@ -246,10 +255,10 @@ def _claims(arguments: argparse.Namespace) -> None:
     claims.write(arguments.claims, arguments.scalars, arguments.output)
 
 
-def _figure(arguments: argparse.Namespace) -> None:
+def _figures(arguments: argparse.Namespace) -> None:
     from bilevel import plots
 
-    plots.draw(arguments.deck, arguments.figure, arguments.tables, arguments.output, arguments.decks)
+    plots.draw_all(arguments.deck, arguments.tables, arguments.output, arguments.decks)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -266,9 +275,8 @@ def _partial(arguments: argparse.Namespace) -> None:
     tables = results / "tables"
     _collect(arguments.config, _current(arguments.config, arguments.results / "runs"), tables)
     claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
-    for deck, figures in plots.FIGURES.items():
-        for figure in figures:
-            plots.draw(deck, figure, tables, results / "figures" / deck / f"{figure}.svg", decks)
+    for deck in plots.FIGURES:
+        plots.draw_all(deck, tables, results / "figures" / deck, decks)
     report.render(tables, results / "figures", decks, results / "report.html")
     print(f"report with gaps: {results / 'report.html'}", file=sys.stderr)
 

@@ -6,9 +6,9 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
 from bilevel.settings import SettingsError, explain
@@ -84,11 +84,13 @@ class Teacher(_Strict):
     """A model that students are distilled from, trained once for every seed that a study asks for.
 
     teacher: its kind. data: name of a data set, for kinds that use one.
+    shared: whether one teacher, that of seed 0, serves all seeds, for experiments whose samples are always the same.
     settings: of the kind; what is not given has its default.
     """
 
     teacher: str
     data: DataName | None = None
+    shared: bool = False
     settings: dict[str, Any] = {}
 
     @field_validator("teacher")
@@ -101,7 +103,7 @@ class Study(_Strict):
     """One task with several methods on the same draws.
 
     data: name of a data set, for tasks that use one.
-    teacher: name of a teacher, for tasks that distill one; each seed has its own.
+    teacher: name of a teacher, for tasks that distill one; each seed has its own unless the teacher is shared.
     seeds: how many (0, 1, …), or which. seeds_per_job: how many of them one job runs together.
     settings: of the task; what is not given has the task's default.
     methods: a name for each, used in files, tables and claims.
@@ -164,20 +166,19 @@ class Config(_Strict):
     teachers: dict[Name, Teacher] = {}
     studies: Annotated[dict[Name, Study], Field(min_length=1)]
 
-    @model_validator(mode="after")
-    def _known_teachers(self) -> Self:
-        for name, study in self.studies.items():
-            if study.teacher is not None and study.teacher not in self.teachers:
-                known = ", ".join(self.teachers) or "none"
-                raise ValueError(f"studies.{name}.teacher: {study.teacher!r} is not under teachers; there are {known}")
-        return self
-
     def runs(self) -> Iterator[Run]:
         """Every job that the configuration asks for."""
         for name, study in self.studies.items():
             for method in study.methods:
                 for seeds in study.jobs():
                     yield Run(name, method, seeds)
+
+    def teachers_of(self, run: Run) -> list[str]:
+        """`<teacher>/<seed>` of those that the run's students learn from: one for each seed, or the one they share."""
+        name = self.studies[run.study].teacher
+        if name is None:
+            return []
+        return [f"{name}/{seed}" for seed in ([0] if self.teachers[name].shared else run.seeds)]
 
     def spec(self, study: str, method: str) -> str:
         """What one run depends on, as the JSON text that `bilevel run` takes."""
@@ -221,9 +222,21 @@ def seeds_name(seeds: list[int]) -> str:
 def read(values: Mapping[str, Any], source: str = "config.yaml") -> Config:
     """The configuration from what YAML gave; SettingsError with a line for each thing that is wrong."""
     try:
-        return Config.model_validate(dict(values))
+        config = Config.model_validate(dict(values))
     except ValidationError as error:
         raise SettingsError(f"{source} cannot be used:\n{_indented(explain(error))}") from None
+    if unknown := _unknown_teachers(config):
+        raise SettingsError(f"{source} cannot be used:\n{_indented(unknown)}")
+    return config
+
+
+def _unknown_teachers(config: Config) -> str:
+    known = ", ".join(config.teachers) or "none"
+    return "\n".join(
+        f"studies.{name}.teacher: {study.teacher!r} is not under teachers; there are {known}"
+        for name, study in config.studies.items()
+        if study.teacher is not None and study.teacher not in config.teachers
+    )
 
 
 def check(config: Config, source: str = "config.yaml") -> None:
@@ -232,7 +245,7 @@ def check(config: Config, source: str = "config.yaml") -> None:
     Imports torch. Raises SettingsError.
     """
     from bilevel import data
-    from bilevel.tasks import create_method
+    from bilevel.tasks import create_method, task_class
 
     found = [
         f"data.directories: no such directory: {path}"
@@ -242,15 +255,20 @@ def check(config: Config, source: str = "config.yaml") -> None:
     for name, chosen in config.teachers.items():
         found += _checked_teacher(chosen, f"teachers.{name}.settings")
     for name, study in config.studies.items():
-        found += _checked_need_of_teacher(study, f"studies.{name}.teacher")
         counts = {} if study.data is None else data.counts(study.data)
         in_settings = _checked_task(study, {}, counts, f"studies.{name}.settings")
         found += in_settings
+        found += _checked_need_of_teacher(config, study, f"studies.{name}.teacher", settings_fit=not in_settings)
         for label, method in study.methods.items():
+            in_task = in_settings
             if method.task and not in_settings:
-                found += _checked_task(study, method.task, counts, f"studies.{name}.methods.{label}.task")
+                in_task = _checked_task(study, method.task, counts, f"studies.{name}.methods.{label}.task")
+                found += in_task
             try:
-                create_method(study.task, method.method, method.settings)
+                created = create_method(study.task, method.method, method.settings)
+                if not in_task:
+                    task = task_class(study.task)
+                    task.check_method(task.read_settings({**study.settings, **method.task}), created)
             except SettingsError as error:
                 found += _prefixed(f"studies.{name}.methods.{label}", error)
     if found:
@@ -322,19 +340,39 @@ def _checked_teacher(chosen: Teacher, prefix: str) -> list[str]:
     return []
 
 
-def _checked_need_of_teacher(study: Study, prefix: str) -> list[str]:
+def _checked_need_of_teacher(config: Config, study: Study, prefix: str, *, settings_fit: bool) -> list[str]:
     from bilevel.tasks import task_class
+    from bilevel.teachers import teacher_class
 
-    needed = task_class(study.task).needs_teacher
-    if needed and study.teacher is None:
+    task = task_class(study.task)
+    if task.teacher_kind is None:
+        extra = f"{prefix}: {study.task} distills no teacher, got {study.teacher!r}; leave it out"
+        return [] if study.teacher is None else [extra]
+    if study.teacher is None:
         return [f"{prefix}: {study.task} needs a teacher; name one that is under teachers"]
-    if not needed and study.teacher is not None:
-        return [f"{prefix}: {study.task} distills no teacher, got {study.teacher!r}; leave it out"]
+    teacher = config.teachers[study.teacher]
+    if teacher.teacher != task.teacher_kind:
+        return [
+            f"{prefix}: {study.task} distills teachers of the kind {task.teacher_kind!r}, and {study.teacher} is of "
+            f"the kind {teacher.teacher!r}; name another one"
+        ]
+    if teacher.data != study.data:
+        return [
+            f"{prefix}: {study.teacher} is trained on {teacher.data}, and the study's data is {study.data}; name a "
+            "teacher of the same data"
+        ]
+    try:
+        if settings_fit:
+            chosen = teacher_class(teacher.teacher).read_settings(teacher.settings)
+            task.check_teacher(task.read_settings(study.settings), chosen)
+    except SettingsError as error:
+        return _prefixed(prefix, error)
     return []
 
 
 def _prefixed(prefix: str, error: SettingsError) -> list[str]:
-    return [f"{prefix}.{line}" for line in str(error).splitlines()]
+    # what is wrong with settings together has no key of its own
+    return [prefix + line if line.startswith(":") else f"{prefix}.{line}" for line in str(error).splitlines()]
 
 
 def _indented(text: str) -> str:

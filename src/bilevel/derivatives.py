@@ -163,6 +163,18 @@ class Derivatives:
         self.cost.gradients += 1
         return Linearization(self._inner_loss, self.penalty, self.cost, params, self.hyper, batch)
 
+    def repeatable_gradient(self, params: Tensor, batch: Batch) -> Tensor:
+        """The gradient of `linearize`, (S, P), to the bit, without what products need."""
+        recording = self._linear_recording(params, batch)
+        if recording is None:
+            return self.linearize(params, batch).gradient
+        gradient = torch.empty_like(params)
+        self.replay(recording.alone, [_constant(params), _constant(self.hyper), *leaves_of(batch)], [gradient])
+        if self.penalty is not None:
+            self.penalty.add_gradient(params, gradient)
+        self.cost.gradients += 1
+        return gradient
+
     def kept_bytes(self, params: Tensor, batch: Batch) -> int | None:
         """What a linearization keeps besides `params` for its products; None for one that keeps a graph."""
         recording = self._linear_recording(params, batch)

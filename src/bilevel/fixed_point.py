@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,26 @@ RANGE_BITS = 62  # integers stay below 2^62, so that the sum of two is still an 
 LARGEST_DENOMINATOR = 10_000
 BUFFER_LIMIT = 2**50  # integers below it are exact in float64, and `_floor_divide` of them is too
 BLOCK_BITS = 16
+RATIO_BITS = 20
+LEAST_NUMERATOR = 2**10
+
+
+class Ratio(NamedTuple):
+    """Factors n/d in (0, 1), not the same for all values: whole numbers n in float64, with a shape that those of the
+    values can be broadcast with, and one d."""
+
+    numerator: Tensor
+    denominator: int
+
+
+Factor = Fraction | Ratio
+
+
+def nearest_ratio(factors: Tensor) -> Ratio:
+    """Factors n/2^20 within 2^-21 of `factors` in (0, 1), but for those below 0.001, which is the least."""
+    denominator = 2**RATIO_BITS
+    numerator = (factors.detach().double() * denominator).round_().clamp_(LEAST_NUMERATOR, denominator - 1)
+    return Ratio(numerator, denominator)
 
 
 def rational(factor: float, name: str) -> Fraction:
@@ -35,6 +57,38 @@ def rational(factor: float, name: str) -> Fraction:
     return nearest
 
 
+class OutOfRangeWarning(RuntimeWarning):
+    """A seed's number left the range of fixed-point numbers: there is no such chain for this seed."""
+
+
+class Workspace:
+    """What the numbers of one chain share: tensors for intermediate results, and the seeds that are lost.
+
+    A seed is lost when one of its numbers leaves the range or is not finite; its numbers are NaN from then on, and the
+    other seeds go on.
+
+    values: (S, ...), of the shape and the floating-point type of the numbers.
+    lost: the lost seeds, (S,); None while there are none.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        # fresh tensors of this size are mapped and unmapped by the system each time, which costs more than to use them
+        self.integers = torch.empty_like(values, dtype=torch.int64)
+        self.floats = torch.empty_like(values), torch.empty_like(values)
+        self.rough, self.rest, self.quotient = (torch.empty_like(values, dtype=torch.float64) for _ in range(3))
+        self.lost: Tensor | None = None
+
+    def lose(self, seeds: Tensor) -> None:
+        """Mark these seeds, (S,)."""
+        self.lost = seeds if self.lost is None else self.lost | seeds
+
+    def without_lost(self, values: Tensor, filler: float) -> Tensor:
+        """`values` (S, ...), with `filler` in the place of lost seeds."""
+        if self.lost is None:
+            return values
+        return values.masked_fill(self.lost.view(-1, *[1] * (values.dim() - 1)), filler)
+
+
 class FixedPoint:
     """Numbers k / 2^D with integers k, |k| < 2^62, in an int64 tensor (S, ...).
 
@@ -44,21 +98,36 @@ class FixedPoint:
     values: where the numbers start, of the floating-point type in which `value` returns them.
     fraction_bits: D; numbers are multiples of 2^−D, and less than 2^(62 − D).
     name, setting: what the quantity and its D are called in messages.
+    workspace: shared by the numbers of a chain; None: their own.
 
-    Raises OverflowError, here or at an increment, where a number leaves the range or is not finite.
+    Where a number leaves the range or is not finite, here or at an increment, its seed is lost, with an
+    `OutOfRangeWarning` that says which D would do.
 
     Source: Maclaurin et al. 2015, section 3.2; deck 001.
     """
 
-    def __init__(self, values: Tensor, fraction_bits: int, name: str, setting: str = "fraction_bits") -> None:
+    def __init__(
+        self,
+        values: Tensor,
+        fraction_bits: int,
+        name: str,
+        setting: str = "fraction_bits",
+        workspace: Workspace | None = None,
+    ) -> None:
         self.fraction_bits, self._name, self._setting = fraction_bits, name, setting
+        self._work = workspace or Workspace(values)
         self._type, self._steps, self._bound = values.dtype, 0, 0.0
         self.integers = torch.zeros_like(values, dtype=torch.int64)
         self._add_checked_(values, 1)
 
     def value(self) -> Tensor:
-        """The numbers in floating point, a new tensor."""
-        return self.integers.to(self._type).mul_(2.0**-self.fraction_bits)
+        """The numbers in floating point, a new tensor; NaN for a seed that is lost."""
+        return self.write_(torch.empty_like(self.integers, dtype=self._type))
+
+    def write_(self, to: Tensor) -> Tensor:
+        """`value` in a tensor that is there."""
+        to.copy_(self.integers).mul_(2.0**-self.fraction_bits)
+        return to if self._work.lost is None else to.copy_(self._work.without_lost(to, math.nan))
 
     def add_(self, increment: Tensor, sign: int = 1) -> None:
         """The step forward: `sign` · increment (S, ...) is added."""
@@ -69,49 +138,66 @@ class FixedPoint:
         """What `add_` of the same increment did is undone."""
         self._steps -= 1
         self._bound = 2.0**RANGE_BITS  # unknown from here on: the next `add_` looks
-        self.integers.sub_(self._rounded(increment).to(torch.int64), alpha=sign)
+        self.integers.sub_(self._work.integers.copy_(self._rounded(increment)), alpha=sign)
 
-    def scale_(self, buffer: RemainderBuffer) -> None:
-        """The numbers are multiplied by the buffer's factor."""
-        buffer.multiply_(self.integers)
+    def scale_(self, factor: Factor, buffer: RemainderBuffer) -> None:
+        """The numbers are multiplied by the factor; the buffer keeps what is lost."""
+        buffer.multiply_(self.integers, factor)
         self._bound += 1
 
-    def undo_scale_(self, buffer: RemainderBuffer) -> None:
-        """What `scale_` did is undone."""
-        buffer.divide_(self.integers)
+    def undo_scale_(self, factor: Factor, buffer: RemainderBuffer) -> None:
+        """What `scale_` by the same factor did is undone."""
+        buffer.divide_(self.integers, factor)
 
     def equal(self, values: Tensor) -> bool:
-        """Whether the numbers are, bit for bit, those that would start at `values`."""
-        return torch.equal(self.integers, self._rounded(values).to(torch.int64))
+        """Whether the numbers are, bit for bit, those that would start at `values`; lost seeds are not looked at."""
+        difference = self.integers - self._rounded(values).to(torch.int64)
+        return not bool(self._work.without_lost(difference, 0).any())
 
     def _rounded(self, increment: Tensor) -> Tensor:
-        return (increment * 2.0**self.fraction_bits).round_()
+        """Whole numbers in floating point, in a tensor that the next call may overwrite; zero for lost seeds."""
+        return self._work.without_lost(self._round(self._scaled(increment)), 0.0)
+
+    def _scaled(self, increment: Tensor) -> Tensor:
+        factor, scaled = 2.0**self.fraction_bits, self._work.floats[0]
+        fits = increment.dtype == scaled.dtype and increment.shape == scaled.shape
+        return torch.mul(increment, factor, out=scaled) if fits else increment * factor
+
+    def _round(self, scaled: Tensor) -> Tensor:
+        return scaled.round_()
 
     def _add_checked_(self, increment: Tensor, sign: int) -> None:
         scaled = self._rounded(increment)
-        low, high = torch.aminmax(scaled)
-        largest = max(-float(low), float(high))
+        largest = _largest(scaled)
         if not largest < 2.0**RANGE_BITS:  # NaN too
-            raise self._overflow(scaled)
-        self.integers.add_(scaled.to(torch.int64), alpha=sign)
+            scaled = self._lose_(scaled)
+            largest = float(scaled.abs().amax())
+        self.integers.add_(self._work.integers.copy_(scaled), alpha=sign)
         self._bound += largest
         if self._bound >= 2.0**RANGE_BITS:
             self._bound = float(self.integers.abs().amax())
         if self._bound >= 2.0**RANGE_BITS:
-            raise self._overflow(self.integers.to(torch.float64))
+            self._lose_(self.integers.to(torch.float64))
 
-    def _overflow(self, scaled: Tensor) -> OverflowError:
-        by_seed = scaled.abs().nan_to_num(math.inf, math.inf).flatten(1).amax(1)
-        seed = int(by_seed.argmax())
-        value = float(by_seed[seed]) / 2.0**self.fraction_bits
+    def _lose_(self, numbers: Tensor) -> Tensor:
+        """Lose the seeds of which one of these numbers is out of range; the others' numbers, zero for lost seeds."""
+        by_seed = numbers.abs().nan_to_num(math.inf, math.inf).flatten(1).amax(1)
+        for seed, largest in enumerate(by_seed.tolist()):
+            if largest >= 2.0**RANGE_BITS:
+                warnings.warn(self._message(seed, largest / 2.0**self.fraction_bits), OutOfRangeWarning, stacklevel=4)
+        self._work.lose(by_seed >= 2.0**RANGE_BITS)
+        self.integers.copy_(self._work.without_lost(self.integers, 0))
+        return self._work.without_lost(numbers, 0.0)
+
+    def _message(self, seed: int, value: float) -> str:
         where = f"{self._name} of seed {seed} at step {self._steps}"
         advice = RANGE_BITS - 1 - math.ceil(math.log2(value)) if math.isfinite(value) else -1
         if advice < 0:
-            return OverflowError(
+            return (
                 f"{where}: no fixed-point number holds {value:.3g}; the inner optimization diverges: lower its "
                 "learning rate"
             )
-        return OverflowError(
+        return (
             f"{where}: {value:.3g} is out of range: with {self._setting}={self.fraction_bits} numbers are less than "
             f"{2.0 ** (RANGE_BITS - self.fraction_bits):.3g}; choose {self._setting}={advice} or less"
         )
@@ -123,14 +209,14 @@ class FixedPointSquares(FixedPoint):
     An average that is too large shortens a step of Adam; one that was rounded to zero would multiply it by 1/ε.
     """
 
-    def _rounded(self, increment: Tensor) -> Tensor:
-        scaled = increment * 2.0**self.fraction_bits
-        unit = scaled.ceil().clamp_(max=1)
-        return torch.maximum(scaled.round_(), unit)
+    def _round(self, scaled: Tensor) -> Tensor:
+        unit = self._work.floats[1] if scaled is self._work.floats[0] else torch.empty_like(scaled)
+        torch.ceil(scaled, out=unit).clamp_(max=1)
+        return torch.maximum(scaled.round_(), unit, out=scaled)
 
 
 class RemainderBuffer:
-    """What products of integers k with n/d lose, kept so that they can be undone bit for bit.
+    """What products of integers k with factors n/d lose, kept so that they can be undone bit for bit.
 
     Each value has a buffer b, a whole number written to and read from at its low end: a digit u = b mod n is taken
     off, b ← b div n; the product is k' = (n k + u) div d; the remainder r of that division is put on, b ← d b + r.
@@ -138,8 +224,9 @@ class RemainderBuffer:
     are uniform, and k = 0 stays 0. Maclaurin et al. divide first, k' = n (k div d) + u, which needs the same bits and
     is within n of k n/d only.
 
-    A step adds log₂(d/n) bits a value. The bound on b is the same for all values; where it would leave 2^50, the low 16
-    bits of all of them are moved to an int16 block, and they come back at the same step on the way back.
+    A step adds log₂(d/n) bits a value. The bound on b is the same for all values, that of the least n; where it would
+    leave 2^50, the low 16 bits of all of them are moved to an int16 block, and they come back at the same step on the
+    way back. One block is enough, since d/n is below 2^14.
 
     Exact: q = k/d is needed roughly only, since (n k + u) div d = n q + (n (k − q d) + u) div d for any integer q; the
     numbers divided then are below 2^50, where float64 is exact and faster than int64.
@@ -147,9 +234,9 @@ class RemainderBuffer:
     Source: Maclaurin et al. 2015, algorithm 3; deck 001.
     """
 
-    def __init__(self, factor: Fraction, like: Tensor) -> None:
-        """Empty, for values of the shape and device of `like`."""
-        self.factor = factor
+    def __init__(self, like: Tensor, workspace: Workspace | None = None) -> None:
+        """Empty, for values of the shape and device of `like`; `workspace` as of `FixedPoint`."""
+        self._work = workspace or Workspace(like)
         self._digits = torch.zeros_like(like, dtype=torch.float64)  # b without its blocks: whole numbers below 2^50
         self._bounds = [0]  # largest possible digits at the start and after each step
         self._blocks: list[tuple[int, Tensor]] = []  # (steps done before, low bits)
@@ -161,41 +248,51 @@ class RemainderBuffer:
 
     @property
     def empty(self) -> bool:
-        """Whether every product has been undone, with nothing left."""
-        return len(self._bounds) == 1 and not bool(self._digits.any())
+        """Whether every product has been undone, with nothing left; lost seeds are not looked at."""
+        return len(self._bounds) == 1 and not bool(self._work.without_lost(self._digits, 0).any())
 
-    def multiply_(self, integers: Tensor) -> None:
+    def multiply_(self, integers: Tensor, factor: Factor) -> None:
         """integers (int64, below 2^62 in magnitude) ← integers · n/d, in place."""
-        n, d = self.factor.numerator, self.factor.denominator
+        n, d = factor.numerator, factor.denominator
+        least = n if isinstance(n, int) else int(n.amin())
         bound = self._bounds[-1]
-        if _following(bound, n, d) >= BUFFER_LIMIT:
+        if _following(bound, least, d) >= BUFFER_LIMIT:
             self._move_out()
             bound >>= BLOCK_BITS
         self._exchange_(integers, taken=n, given=d)
-        self._bounds.append(_following(bound, n, d))
+        self._bounds.append(_following(bound, least, d))
 
-    def divide_(self, integers: Tensor) -> None:
-        """The last `multiply_` that has not been undone is undone, in place.
+    def divide_(self, integers: Tensor, factor: Factor) -> None:
+        """The last `multiply_` that has not been undone, which was by the same factor, is undone, in place.
 
         Raises ValueError where there is none.
         """
         if len(self._bounds) == 1:
             raise ValueError("no product is left to be undone")
-        self._exchange_(integers, taken=self.factor.denominator, given=self.factor.numerator)
+        self._exchange_(integers, taken=factor.denominator, given=factor.numerator)
         self._bounds.pop()
         if self._blocks and self._blocks[-1][0] == len(self._bounds):
             self._move_in()
 
-    def _exchange_(self, integers: Tensor, taken: int, given: int) -> None:
+    def _exchange_(self, integers: Tensor, taken: int | Tensor, given: int | Tensor) -> None:
         """integers ← (taken · integers + u) div given, with u from the buffer and the remainder put into it."""
-        rest = _floor_divide(self._digits, taken)
-        mixed = self._digits.sub_(rest, alpha=taken)
-        rough = integers.to(torch.float64).mul_(1 / given).to(torch.int64)
-        integers.sub_(rough, alpha=given)
-        mixed.add_(integers, alpha=taken)
-        quotient = _floor_divide(mixed, given)
-        mixed.sub_(quotient, alpha=given).add_(rest, alpha=given)
-        integers.copy_(quotient).add_(rough, alpha=taken)
+        work, mixed = self._work, self._digits
+        rest = _floor_divide(mixed, taken, work.rest)
+        _add_product_(mixed, rest, taken, -1)
+        whole = work.rough.copy_(integers)
+        small = _largest(whole) * _largest(taken) < BUFFER_LIMIT / 2
+        if small:  # as most numbers are: the product itself is exact
+            _add_product_(mixed, whole, taken)
+        else:
+            rough = work.integers.copy_(whole.mul_(1 / given))
+            _add_product_(integers, rough, given, -1)
+            _add_product_(mixed, integers, taken)
+        quotient = _floor_divide(mixed, given, work.quotient)
+        _add_product_(mixed, quotient, given, -1)
+        _add_product_(mixed, rest, given)
+        integers.copy_(quotient)
+        if not small:
+            _add_product_(integers, rough, taken)
 
     def _move_out(self) -> None:
         high = (self._digits * 2.0**-BLOCK_BITS).floor_()
@@ -208,13 +305,28 @@ class RemainderBuffer:
         self._digits.mul_(2**BLOCK_BITS).add_(low).add_(2 ** (BLOCK_BITS - 1))
 
 
+def _largest(values: int | Tensor) -> float:
+    """The largest magnitude."""
+    if isinstance(values, int):
+        return values
+    low, high = torch.aminmax(values)
+    return max(-float(low), float(high))
+
+
 def _following(bound: int, n: int, d: int) -> int:
     return bound // n * d + d - 1
 
 
-def _floor_divide(numbers: Tensor, divisor: int) -> Tensor:
-    """numbers div divisor, exact for whole numbers below 2^50 in magnitude, however the device divides.
+def _add_product_(to: Tensor, numbers: Tensor, factor: int | Tensor, sign: int = 1) -> Tensor:
+    """to += sign · factor · numbers, exact in the type of `to`."""
+    if isinstance(factor, int):
+        return to.add_(numbers, alpha=sign * factor)
+    return to.addcmul_(numbers.to(to.dtype), factor.to(to.dtype), value=sign)
+
+
+def _floor_divide(numbers: Tensor, divisor: int | Tensor, to: Tensor) -> Tensor:
+    """to = numbers div divisor, exact for whole numbers below 2^50 in magnitude, however the device divides.
 
     (x + ½)/d is at least 1/(2 d) from a whole number, and what rounding adds to it is less than that.
     """
-    return numbers.add(0.5).mul_(1 / divisor).floor_()
+    return torch.add(numbers, 0.5, out=to).mul_(1 / divisor).floor_()

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from bilevel.data import Dataset, Split
 from bilevel.randomness import generator
@@ -78,6 +79,12 @@ def divide(dataset: Dataset, sizes: Sizes, study: str, seed: int) -> dict[str, T
 def standardized(images: Tensor, mean: float, deviation: float) -> Tensor:
     """Bytes as numbers, black 0 and white 1, less their mean, by their deviation."""
     return images.to(torch.float32).div_(255).sub_(mean).div_(deviation)
+
+
+def pooled(images: Tensor, size: int) -> Tensor:
+    """Means over squares of size × size pixels: (N, C, H, W) -> (N, C, H/size, W/size); a rest at the edges is left
+    out."""
+    return avg_pool2d(images, size)
 
 
 def gather(sources: Sequence[Images], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.fixed_point import FixedPoint, FixedPointSquares, RemainderBuffer, rational
+from bilevel.fixed_point import (
+    Factor,
+    FixedPoint,
+    FixedPointSquares,
+    RemainderBuffer,
+    Workspace,
+    nearest_ratio,
+    rational,
+)
 from bilevel.optimizers import Adam, Learned, Momentum, Optimizer
 from bilevel.optimizers.learned import value_of
 from bilevel.problem import Batch, Problem
@@ -27,11 +35,11 @@ OTHER_METHODS = "use a method that needs no inverse, such as unrolled or checkpo
 class Average:
     """One of the averages x_t = γ x_{t−1} + i(a_t) that an optimizer keeps.
 
-    name: what it is called in messages. factor: γ. squares: whether it is one of squares.
+    name: what it is called in messages. factor: γ; None where it is learned. squares: whether it is one of squares.
     """
 
     name: str
-    factor: Fraction
+    factor: Fraction | None
     squares: bool = False
 
 
@@ -47,16 +55,20 @@ class Recursion(ABC):
     optimizer: Momentum | Adam
     averages: tuple[Average, ...]
 
+    def factors(self, hyper: Tensor, count: Tensor | None) -> list[Factor]:
+        """γ of each average; `count` (S, 1) is the number of steps done before this one."""
+        return [average.factor for average in self.averages if average.factor is not None]
+
     @abstractmethod
     def increments(self, descended: Tensor, count: Tensor | None) -> list[Tensor]:
-        """i(a_t), one for each average; `count` (S, 1) is the number of steps done before this one."""
+        """i(a_t), one for each average; `count` as in `factors`."""
 
     @abstractmethod
     def update(self, averages: list[Tensor], hyper: Tensor, count: Tensor | None) -> Tensor:
-        """u(x_t), (S, P); `count` as in `increments`."""
+        """u(x_t), (S, P); `count` as in `factors`."""
 
     def descended(self, params: Tensor, gradient: Tensor, hyper: Tensor, count: Tensor | None) -> Tensor:
-        """a_t from w_{t−1} and g_t, (S, P); `count` as in `increments`."""
+        """a_t from w_{t−1} and g_t, (S, P); `count` as in `factors`."""
         decay = value_of(self.optimizer.weight_decay, hyper, count)
         return gradient + params * decay if isinstance(decay, Tensor) or decay else gradient
 
@@ -69,7 +81,9 @@ class Recursion(ABC):
 class MomentumRecursion(Recursion):
     """m_t = μ m_{t−1} + a_t, w_t = w_{t−1} − η m_t.
 
-    Raises ValueError for Nesterov's momentum, and for a factor that is learned or not a rational in (0, 1).
+    A learned factor is rounded to n/2^20, by at most 5e-7 where it is above 0.001.
+
+    Raises ValueError for Nesterov's momentum, and for a factor that is neither learned nor a rational in (0, 1).
     """
 
     def __init__(self, optimizer: Momentum) -> None:
@@ -78,12 +92,15 @@ class MomentumRecursion(Recursion):
                 "nesterov: the step to w_t contains the gradient at w_(t-1) itself, so that w_(t-1) is known from w_t "
                 f"only as the solution of an equation; set nesterov=False, or {OTHER_METHODS}"
             )
-        if isinstance(optimizer.momentum, Learned):
-            raise ValueError(
-                f"momentum: reversible steps need a fixed factor n/d, and this one is learned; {OTHER_METHODS}"
-            )
+        fixed = None if isinstance(optimizer.momentum, Learned) else rational(optimizer.momentum, "momentum")
         self.optimizer: Momentum = optimizer
-        self.averages = (Average("velocity", rational(optimizer.momentum, "momentum")),)
+        self.averages = (Average("velocity", fixed),)
+
+    def factors(self, hyper: Tensor, count: Tensor | None) -> list[Factor]:
+        """μ_t."""
+        if isinstance(self.optimizer.momentum, Learned):
+            return [nearest_ratio(self.optimizer.momentum.value(hyper, count))]
+        return super().factors(hyper, count)
 
     def increments(self, descended: Tensor, count: Tensor | None) -> list[Tensor]:
         """a_t."""
@@ -111,7 +128,7 @@ class AdamRecursion(Recursion):
         """(1 − β₁) a_t and (1 − β₂) a_t²; at the first step of `bias="first_gradient"` a_t and a_t²."""
         whole = descended, descended.square()
         shares = [average * (1 - beta) for average, beta in zip(whole, self._betas, strict=True)]
-        if self.optimizer.bias != "first_gradient" or count is None:
+        if self.optimizer.bias != "first_gradient" or count is None or bool((count > 0).all()):
             return shares
         return [torch.where(count == 0, at_first, share) for at_first, share in zip(whole, shares, strict=True)]
 
@@ -133,7 +150,7 @@ def recursion(optimizer: Optimizer) -> Recursion:
     """The optimizer as a recursion that can be undone.
 
     Raises ValueError for an optimizer whose steps cannot: anything but Adam and heavy-ball momentum, with factors that
-    are fixed rationals in (0, 1).
+    are rationals in (0, 1) or, of momentum, learned.
     """
     if isinstance(optimizer, Adam):
         return AdamRecursion(optimizer)
@@ -152,12 +169,14 @@ class ReversibleChain:
     to multiples of 2^−D; decays γ are products with the rational n/d of γ, undone with `RemainderBuffer`. On the way
     back the same gradients have to be found again, bit for bit.
 
-    optimizer: heavy-ball `Momentum` with a fixed factor, or `Adam`; learning rate and weight decay may be learned.
+    optimizer: heavy-ball `Momentum`, or `Adam` with fixed factors; everything else may be learned.
     hyper: (S, H). state: where the chain starts, (S, slots, P).
     fraction_bits: D of the parameters and of averages of gradients: resolution 2^−D, range 2^(62 − D).
     square_fraction_bits: D of Adam's average of squares v: √v resolves 2^(−D/2) and |a| may reach 2^(31 − D/2).
 
-    Raises ValueError for an optimizer whose steps cannot be undone, OverflowError where a number leaves the range.
+    A seed of which a number leaves the range is lost (see `fixed_point.Workspace`): NaN from then on, with a warning.
+
+    Raises ValueError for an optimizer whose steps cannot be undone.
     """
 
     def __init__(
@@ -170,20 +189,20 @@ class ReversibleChain:
     ) -> None:
         self._recursion = recursion(optimizer)
         self._hyper = hyper
-        self._weights = FixedPoint(state[..., 0, :], fraction_bits, "parameters")
+        work = Workspace(state[..., 0, :])
+        self._weights = FixedPoint(state[..., 0, :], fraction_bits, "parameters", workspace=work)
         self._averages: list[FixedPoint] = []
         for slot, average in enumerate(self._recursion.averages, start=1):
             values = state[..., slot, :]
             if average.squares:
                 numbers: FixedPoint = FixedPointSquares(
-                    values, square_fraction_bits, average.name, "square_fraction_bits"
+                    values, square_fraction_bits, average.name, "square_fraction_bits", work
                 )
             else:
-                numbers = FixedPoint(values, fraction_bits, average.name)
+                numbers = FixedPoint(values, fraction_bits, average.name, workspace=work)
             self._averages.append(numbers)
-        factors = [average.factor for average in self._recursion.averages]
-        self._buffers = [RemainderBuffer(factor, self._weights.integers) for factor in factors]
-        self._rest = state[..., 1 + len(factors) :, :].clone()  # the slot of the count, where there is one
+        self._buffers = [RemainderBuffer(self._weights.integers, work) for _ in self._averages]
+        self._rest = state[..., 1 + len(self._averages) :, :].clone()  # the slot of the count, where there is one
         self._count = self._rest[..., 0, :1] if self._rest.shape[-2] > 0 else None
 
     @property
@@ -202,14 +221,18 @@ class ReversibleChain:
 
     def state(self) -> Tensor:
         """The optimizer's state, (S, slots, P), a new tensor."""
-        numbers = [self._weights.value(), *(average.value() for average in self._averages)]
-        return torch.cat([torch.stack(numbers, dim=-2), self._rest], dim=-2)
+        params = self._weights.integers
+        count = 1 + len(self._averages)
+        state = self._rest.new_empty(*params.shape[:-1], count + self._rest.shape[-2], params.shape[-1])
+        for slot, numbers in enumerate([self._weights, *self._averages]):
+            numbers.write_(state[..., slot, :])
+        state[..., count:, :] = self._rest
+        return state
 
     def advance_(self, params: Tensor, gradient: Tensor) -> None:
         """s_{t−1} becomes s_t; `gradient` (S, P) is that at `params` = w_{t−1}, as `params()` gives it."""
-        increments = self._increments(params, gradient)
-        for average, buffer, increment in zip(self._averages, self._buffers, increments, strict=True):
-            average.scale_(buffer)
+        for average, buffer, factor, increment in self._moves(params, gradient):
+            average.scale_(factor, buffer)
             average.add_(increment)
         self._weights.add_(self._update(), -1)
         if self._count is not None:
@@ -223,10 +246,9 @@ class ReversibleChain:
 
     def retreat_averages_(self, params: Tensor, gradient: Tensor) -> None:
         """Second half; `gradient` (S, P) is that at `params` = w_{t−1}."""
-        increments = self._increments(params, gradient)
-        for average, buffer, increment in zip(self._averages, self._buffers, increments, strict=True):
+        for average, buffer, factor, increment in self._moves(params, gradient):
             average.undo_add_(increment)
-            average.undo_scale_(buffer)
+            average.undo_scale_(factor, buffer)
 
     def is_back_at(self, state: Tensor) -> bool:
         """Whether the chain is, bit for bit, what it was when it started at `state`, with nothing left to be undone."""
@@ -237,9 +259,12 @@ class ReversibleChain:
             and torch.equal(rest, self._rest)
         )
 
-    def _increments(self, params: Tensor, gradient: Tensor) -> list[Tensor]:
+    def _moves(self, params: Tensor, gradient: Tensor) -> Iterator[tuple[FixedPoint, RemainderBuffer, Factor, Tensor]]:
+        """What the step does to each average: it is multiplied by a factor, and an increment is added."""
         descended = self._recursion.descended(params, gradient, self._hyper, self._count)
-        return self._recursion.increments(descended, self._count)
+        factors = self._recursion.factors(self._hyper, self._count)
+        increments = self._recursion.increments(descended, self._count)
+        return zip(self._averages, self._buffers, factors, increments, strict=True)
 
     def _update(self) -> Tensor:
         return self._recursion.update([average.value() for average in self._averages], self._hyper, self._count)
@@ -307,8 +332,9 @@ def _retreat_float_(rule: Recursion, derivatives: Derivatives, state: Tensor, ba
     params, averages = state[..., 0, :], [state[..., slot, :] for slot in range(1, 1 + len(rule.averages))]
     params.add_(rule.update(averages, hyper, count))
     descended = rule.descended(params, derivatives.inner_gradient(params, batch), hyper, count)
-    for average, values, increment in zip(rule.averages, averages, rule.increments(descended, count), strict=True):
-        values.sub_(increment).div_(float(average.factor))
+    moves = zip(rule.averages, averages, rule.factors(hyper, count), rule.increments(descended, count), strict=True)
+    for average, values, factor, increment in moves:
+        values.sub_(increment).div_(factor.numerator / factor.denominator)
         if average.squares:
             values.clamp_(min=0)
 

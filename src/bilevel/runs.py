@@ -33,7 +33,8 @@ class Approach(NamedTuple):
 
 
 def greedy(task: OuterLoop, method: Hypergradient, name: str = "run") -> Result:
-    """Differentiate some inner steps, update the hyperparameters, go on from where the steps led.
+    """Differentiate some inner steps, update the hyperparameters, go on from where the steps led, or from where
+    `task.begin` says.
 
     That `task.outer_steps` times. A seed in which a number stops being finite is marked and no longer updated; the
     others go on. With `task.outer_tolerance` a seed is done when its hypergradient is no longer than that; neither its
@@ -52,7 +53,7 @@ def greedy(task: OuterLoop, method: Hypergradient, name: str = "run") -> Result:
 
     Source: deck 001, "Алгоритм оптимизации гиперпараметров" (greedy algorithm).
     """
-    return _Loop(task, method, name, lambda step, state, hyper: Approach(state, Cost(), {})).run()
+    return _Loop(task, method, name, lambda step, state, hyper: Approach(task.begin(step, state), Cost(), {})).run()
 
 
 def honest(task: HonestLoop, method: Hypergradient, name: str = "run") -> Result:

@@ -126,7 +126,8 @@ class Recording:
     def __call__(self, prepared: list[Tensor], arguments: Sequence[Tensor], to: Sequence[Tensor]) -> list[Tensor]:
         """Run, with results in the flat contiguous vectors `to`."""
         with torch.inference_mode():
-            rest: list[Tensor] = self._run(*arguments, *prepared, *to)
+            # parameters are a slot of a state, with gaps between seeds; they were recorded without
+            rest: list[Tensor] = self._run(arguments[0].contiguous(), *arguments[1:], *prepared, *to)
             return rest
 
 
@@ -134,6 +135,7 @@ class LinearRecording:
     """The gradient g = ∂L/∂w at one point, and products of vectors with its Jacobians, in three pieces of code.
 
     forward: (w, h, batch; g) -> g, and returns what products at this point have in common ("kept").
+    alone: (w, h, batch; g) -> g by the same operations, with nothing kept.
     products[wanted]: (w, h, batch, v, *kept; to…) -> to += products.
     whole[wanted]: (w, h, batch, v; to…) -> the same without anything kept.
     `wanted` says whether the products with ∂²L/∂w∂w and with ∂²L/∂h∂w are.
@@ -157,6 +159,7 @@ class LinearRecording:
         kept = _kept(module)
         self.kept_bytes: int = sum(node.meta["bytes"] for node in kept)
         self.forward = Recording(_forward(module, kept), 1, accumulate=False)
+        self.alone = Recording(_forward(module, []), 1, accumulate=False)
         self.products: dict[tuple[bool, bool], Recording] = {}
         self.whole: dict[tuple[bool, bool], Recording] = {}
         cut = _backward(module, kept)

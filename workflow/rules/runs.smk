@@ -7,12 +7,15 @@ rule run:
         digest=lambda wildcards: [
             f"results/data/{data}.json" for data in [study_of(wildcards).data] if data
         ],
-        # a teacher for each seed, for a study whose task distills one
+        # for a study whose task distills one
         teachers=lambda wildcards: [
-            f"results/teachers/{teacher}/{seed}.json"
-            for teacher in [study_of(wildcards).teacher]
-            if teacher
-            for seed in run_of(wildcards).seeds
+            f"results/teachers/{path}.json"
+            for path in CONFIG.teachers_of(run_of(wildcards))
+        ],
+        # must be there, however new they are: what counts of them is in the digest
+        tensors=lambda wildcards: [
+            ancient(f"results/teachers/{path}.safetensors")
+            for path in CONFIG.teachers_of(run_of(wildcards))
         ],
     output:
         multiext(
@@ -39,10 +42,8 @@ rule run:
         data=lambda wildcards, input: [
             f"--data {path.removesuffix('.json')}.safetensors" for path in input.digest
         ],
-        teacher=lambda wildcards: [
-            f"--teacher results/teachers/{teacher}"
-            for teacher in [study_of(wildcards).teacher]
-            if teacher
+        teachers=lambda wildcards, input: [
+            part for part in ["--teachers", *input.teachers] if input.teachers
         ],
         seeds=lambda wildcards: run_of(wildcards).seeds,
         spec=lambda wildcards: CONFIG.spec(wildcards.study, wildcards.method),
@@ -53,5 +54,5 @@ rule run:
         ),
     shell:
         "python -m bilevel run --study {wildcards.study} --method {wildcards.method} --seeds {params.seeds}"
-        " --spec {params.spec:q} {params.data} {params.teacher}"
+        " --spec {params.spec:q} {params.data} {params.teachers}"
         " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

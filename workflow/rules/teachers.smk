@@ -11,6 +11,7 @@ rule teacher:
         ],
     output:
         digest=ensure("results/teachers/{teacher}/{seed}.json", non_empty=True),
+        tensors=ensure("results/teachers/{teacher}/{seed}.safetensors", non_empty=True),
     log:
         "results/logs/teachers/{teacher}/{seed}.log",
     conda:

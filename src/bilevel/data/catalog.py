@@ -6,10 +6,20 @@ its checksums, which `bilevel.data.spec.describe` computes.
 
 from functools import partial
 
-from bilevel.data import iwslt14
+from bilevel.data import cifar10, iwslt14
 from bilevel.data.home_assistant import read_home_assistant
 from bilevel.data.readers import read_csv_split, read_idx_splits
-from bilevel.data.spec import Digest, ImageDigest, Official, Package, RecordedText, Spec, TextDigest, Wheel
+from bilevel.data.spec import (
+    Digest,
+    ImageDigest,
+    Official,
+    Package,
+    RecordedImages,
+    RecordedText,
+    Spec,
+    TextDigest,
+    Wheel,
+)
 
 _IDX_SPLITS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -99,6 +109,26 @@ _FASHION_MNIST = Spec(
     hint="install Debian's package dataset-fashion-mnist and add /usr/share/datasets to data.directories",
 )
 
+_CIFAR10 = Spec(
+    digest=Digest(
+        name="cifar10",
+        # The md5 of the archive is on the authors' page. Their files could not be had here, so that there are no
+        # checksums of what is in them.
+        splits={
+            "train": RecordedImages(count=50_000, image_shape=cifar10.IMAGE_SHAPE, class_counts=(5000,) * 10),
+            "test": RecordedImages(count=10_000, image_shape=cifar10.IMAGE_SHAPE, class_counts=(1000,) * 10),
+        },
+    ),
+    files=(cifar10.ARCHIVE,),
+    unpacked=cifar10.FILES,
+    read=cifar10.read_cifar10,
+    folders=(".", "cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin"),
+    official=lambda: Official(
+        mirrors=("https://www.cs.toronto.edu/~kriz",),
+        resources=((f"{cifar10.ARCHIVE}.gz", "c32a1d4ab5d03f1284b67883e8d87530"),),
+    ),
+)
+
 _HOME_ASSISTANT_WHEEL = Wheel(
     # also in envs/data-requirements.lock and envs/bilevel.post-deploy.sh
     requirement="homeassistant==2024.12.5",
@@ -169,5 +199,5 @@ _IWSLT14 = Spec(
 )
 
 SPECS: dict[str, Spec] = {
-    spec.name: spec for spec in (_MNIST_5K, _MNIST, _FASHION_MNIST, _HOME_ASSISTANT, _IWSLT14_20K, _IWSLT14)
+    spec.name: spec for spec in (_MNIST_5K, _MNIST, _FASHION_MNIST, _CIFAR10, _HOME_ASSISTANT, _IWSLT14_20K, _IWSLT14)
 }

@@ -4,15 +4,13 @@ Cettolo et al., Report on the 11th IWSLT Evaluation Campaign, 2014. The text is 
 lies and is no part of this library.
 """
 
-import io
 import re
 import sys
-import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bilevel.data.errors import DataError
-from bilevel.data.readers import lines_of, read_content, read_lines
+from bilevel.data.readers import lines_of, read_lines, read_members
 from bilevel.data.spec import LANGUAGES, Decoded, decoded_text
 
 Pairs = list[tuple[str, str]]  # (English, German)
@@ -119,20 +117,7 @@ def _raw_lines(paths: Mapping[str, Path]) -> dict[str, list[str]]:
     if ARCHIVE not in paths:
         return {name: read_lines(paths[name]) for name in FILES}
     path = paths[ARCHIVE]
-    try:
-        with tarfile.open(fileobj=io.BytesIO(read_content(path))) as archive:
-            members = {Path(member.name).name: member for member in archive if member.isfile()}
-            if missing := [name for name in FILES if name not in members]:
-                raise DataError(f"{path}: incomplete: expected {', '.join(FILES)}, found none of {', '.join(missing)}")
-            return {name: lines_of(_content(archive, members[name]), f"{path}: {name}") for name in FILES}
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: expected a whole tar archive, found: {error}") from error
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None, "a member that is a file has content"
-    return file.read()
+    return {name: lines_of(content, f"{path}: {name}") for name, content in read_members(path, FILES).items()}
 
 
 def _path(paths: Mapping[str, Path], name: str) -> Path:

@@ -4,8 +4,9 @@ import gzip
 import io
 import math
 import struct
+import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,28 @@ def lines_of(content: bytes, origin: Path | str) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{origin}: expected text in UTF-8, found: {error}") from error
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def read_members(path: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the contents of the files of these names in a tar archive, gzipped or not, wherever in it they lie.
+
+    Raises:
+        DataError: it is not a whole archive, one of the files is not in it, or it cannot be read.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(read_content(path))) as archive:
+            members = {Path(member.name).name: member for member in archive if member.isfile()}
+            if missing := [name for name in names if name not in members]:
+                raise DataError(f"{path}: incomplete: expected {', '.join(names)}, found none of {', '.join(missing)}")
+            return {name: _content(archive, members[name]) for name in names}
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: expected a whole tar archive, found: {error}") from error
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None, "a member that is a file has content"
+    return file.read()
 
 
 def read_idx(path: Path, magic: int) -> Bytes:

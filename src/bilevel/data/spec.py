@@ -59,9 +59,10 @@ class SplitDigest(BaseModel, ABC):
 
 
 class ImageDigest(SplitDigest):
-    """`count` images of `image_shape` (rows, columns; pixels 0 to 255), and how many of them are in each class.
+    """`count` images of `image_shape` (rows and columns, in color after channels; pixels 0 to 255), and how many of
+    them are in each class.
 
-    The sha256 are of the pixels (N, rows, columns) and of the labels (N,), both as uint8 in C order.
+    The sha256 are of the pixels (N, *image_shape) and of the labels (N,), both as uint8 in C order.
     """
 
     kind: ClassVar[Kind] = "images"
@@ -89,6 +90,40 @@ class ImageDigest(SplitDigest):
     def completed(self, parts: Mapping[str, Bytes]) -> "ImageDigest":
         """See `SplitDigest`."""
         return self
+
+
+class RecordedImages(SplitDigest):
+    """`count` images of `image_shape`, and how many of them are in each class; their checksums are not known here.
+
+    What is found is written as an `ImageDigest`, and held against that from then on.
+    """
+
+    kind: ClassVar[Kind] = "images"
+    parts: ClassVar[tuple[str, ...]] = ("images", "labels")
+
+    image_shape: tuple[int, ...]
+    class_counts: tuple[int, ...]
+
+    def compare(self, parts: Mapping[str, Bytes]) -> Mismatch | None:
+        """See `SplitDigest`."""
+        images, labels = parts["images"], parts["labels"]
+        shape = (self.count, *self.image_shape)
+        if images.shape != shape:
+            return Mismatch("images", f"expected images of shape {shape}, found {images.shape}")
+        found = tuple(np.bincount(labels, minlength=len(self.class_counts)).tolist())
+        if labels.shape != (self.count,) or found != self.class_counts:
+            return Mismatch("labels", f"expected {self.class_counts} images a class, found {found}")
+        return None
+
+    def completed(self, parts: Mapping[str, Bytes]) -> ImageDigest:
+        """See `SplitDigest`."""
+        return describe_images(parts["images"], parts["labels"], len(self.class_counts))
+
+    def difference(self, written: SplitDigest) -> str | None:
+        """See `SplitDigest`."""
+        if not isinstance(written, ImageDigest):
+            return "expected checksums of images and labels, found none"
+        return super().difference(written)
 
 
 class TextDigest(SplitDigest):
@@ -160,7 +195,7 @@ class Digest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    splits: Mapping[str, ImageDigest | TextDigest | RecordedText]
+    splits: Mapping[str, ImageDigest | TextDigest | RecordedText | RecordedImages]
 
     @property
     def kind(self) -> Kind:
@@ -277,7 +312,7 @@ def sha256(array: Bytes) -> str:
 
 
 def describe_images(images: Bytes, labels: Bytes, classes: int = 10) -> ImageDigest:
-    """Return the digest of `images` (N, rows, columns) and `labels` (N,), both uint8."""
+    """Return the digest of `images` (N, rows, columns) or (N, channels, rows, columns) and `labels` (N,), all uint8."""
     return ImageDigest(
         count=len(images),
         image_shape=images.shape[1:],

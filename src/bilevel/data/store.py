@@ -2,8 +2,9 @@
 
 Three files share a stem:
 
-- `<stem>.safetensors`: of images, `<split>.images` uint8 (N, rows, columns) and `<split>.labels` uint8 (N,); of
-  text, `<split>.en` and `<split>.de` uint8, the lines in UTF-8 with a newline between them;
+- `<stem>.safetensors`: of images, `<split>.images` uint8 (N, rows, columns), in color (N, channels, rows, columns),
+  and `<split>.labels` uint8 (N,); of text, `<split>.en` and `<split>.de` uint8, the lines in UTF-8 with a newline
+  between them;
 - `<stem>.json`: the digest. It is the file to depend on: it holds the content's checksums and nothing of its
   origin, so the same content gives the same bytes whatever source it came from;
 - `<stem>.origin.txt`: one line for people, which source it was. Nothing may depend on it.
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """`images` uint8 (N, 1, rows, columns), pixels 0 to 255, and `labels` int64 (N,), in published order."""
+    """`images` uint8 (N, channels, rows, columns), pixels 0 to 255, and `labels` int64 (N,), in published order."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -147,7 +148,8 @@ def _spec(name: str) -> Spec:
 def _split(parts: Mapping[str, Bytes]) -> Split:
     import torch  # takes seconds, and `prepare` does without
 
-    return Split(torch.from_numpy(parts["images"]).unsqueeze(1), torch.from_numpy(parts["labels"]).to(torch.int64))
+    images = torch.from_numpy(parts["images"])
+    return Split(images.unsqueeze(1) if images.dim() == 3 else images, torch.from_numpy(parts["labels"]).long())
 
 
 def _parallel(parts: Mapping[str, Bytes]) -> Parallel:

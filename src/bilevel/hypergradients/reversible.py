@@ -24,14 +24,17 @@ class Reversible(Hypergradient):
     `bilevel.reversible_dynamics.ReversibleChain`. Holds one state besides the current one, in integers, and
     Σ_γ log₂(1/γ) bits a step and parameter, where γ are the optimizer's factors; one gradient a step on the way back
     serves both the inverse and the products. Heavy-ball `Momentum` and `Adam` only, with factors such as 0.9 that are
-    fixed rationals; learning rate and weight decay may be learned.
+    fixed rationals; learning rate and weight decay may be learned, and so may momentum, whose factors are rounded to
+    n/2^20 then, each step and each group its own.
 
     fraction_bits: D, for resolution 2^−D and range 2^(62 − D) of parameters and averages of gradients.
     square_fraction_bits: D of Adam's average of squared gradients; gradients may reach 2^(31 − D/2).
 
-    Raises ValueError for an optimizer whose steps cannot be undone, OverflowError where a number leaves the range of
-    fixed-point numbers, and RuntimeError where the way back does not end at the very bits it started from, since a
-    gradient was not the same when computed a second time.
+    A seed of which a number leaves the range of fixed-point numbers is NaN in the result, with a warning that says
+    which setting would do; the other seeds are as they would be without it.
+
+    Raises ValueError for an optimizer whose steps cannot be undone, and RuntimeError where the way back does not end at
+    the very bits it started from, since a gradient was not the same when computed a second time.
 
     Source: Maclaurin et al. 2015, algorithms 2 and 3; deck 001.
     """
@@ -51,8 +54,8 @@ class Reversible(Hypergradient):
         assert isinstance(optimizer, GradientOptimizer)  # a chain is made of no other
         for index in range(len(batches)):
             params = chain.params()
-            # the gradient as on the way back, with its graph: computed without one it may be rounded differently
-            chain.advance_(params, derivatives.linearize(params, batches[index]).gradient)
+            # the gradient as on the way back: computed in another way it may be rounded differently
+            chain.advance_(params, derivatives.repeatable_gradient(params, batches[index]))
         last = chain.state()
         derivatives.cost.hold(1)
         derivatives.cost.bits = chain.bits

@@ -38,7 +38,7 @@ def logits(networks: Tensor, images: Tensor) -> Tensor:
     values = linear(images, p["hidden.weight"].reshape(-1, INPUTS), p["hidden.bias"].reshape(-1)).relu()
     values = values.view(-1, count, HIDDEN).transpose(0, 1)
     # a copy of the weights: a recording does not know that those of different networks lie apart in a state
-    weights = p["output.weight"].contiguous().transpose(1, 2)
+    weights = p["output.weight"].transpose(1, 2)
     return torch.baddbmm(p["output.bias"].unsqueeze(1), values, weights)
 
 

@@ -1,8 +1,8 @@
 """LeNet-5 in its smooth form: 6 and 16 channels, 5×5 convolutions, tanh, 2×2 average pooling, then 120-84-10.
 
-Deck 001 names LeNet on MNIST and does not say which variant. This one has second derivatives everywhere: images padded
-by 2 to 32×32, every map of the second convolution sees all of the first, tanh throughout, logits from a linear layer;
-61,706 parameters.
+Deck 001 names LeNet on MNIST and does not say which variant. This one has second derivatives everywhere: images of
+32×32, smaller ones padded to that, every map of the second convolution sees all of the first, tanh throughout, logits
+from a linear layer; 61,706 parameters for gray images, 62,006 for images in color.
 
 Everything is a matrix product. A kernel is set into a larger matrix that takes the surroundings of a whole block of
 outputs at once (4×4 of the first convolution, 2×2 of the second), which takes less copying than a row of `im2col` for
@@ -14,6 +14,7 @@ channels last, the faster of the plain ways. The numbers are the same up to roun
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,26 +25,37 @@ from bilevel.problem import Batch
 
 CHUNK = 50  # images whose activations stay in a core's cache
 
-# convolution kernels are kept as (height, width, in, out), the inputs of linear1 as (height, width, channel)
-LAYOUT = Layout(
-    {
-        "conv1.weight": (5, 5, 1, 6),
-        "conv1.bias": (6,),
-        "conv2.weight": (5, 5, 6, 16),
-        "conv2.bias": (16,),
-        "linear1.weight": (120, 400),
-        "linear1.bias": (120,),
-        "linear2.weight": (84, 120),
-        "linear2.bias": (84,),
-        "linear3.weight": (10, 84),
-        "linear3.bias": (10,),
-    }
-)
+PADDED = 32  # pixels of a side
+
+
+@cache
+def layout(channels: int) -> Layout:
+    """Parameters for images of so many channels.
+
+    Convolution kernels are kept as (height, width, in, out), the inputs of linear1 as (height, width, channel).
+    """
+    return Layout(
+        {
+            "conv1.weight": (5, 5, channels, 6),
+            "conv1.bias": (6,),
+            "conv2.weight": (5, 5, 6, 16),
+            "conv2.bias": (16,),
+            "linear1.weight": (120, 400),
+            "linear1.bias": (120,),
+            "linear2.weight": (84, 120),
+            "linear2.bias": (84,),
+            "linear3.weight": (10, 84),
+            "linear3.bias": (10,),
+        }
+    )
+
+
+LAYOUT = layout(1)
 
 
 def forward(params: Tensor, images: Tensor) -> Tensor:
-    """Logits (N, 10) of images (N, 1, 28, 28) at parameters (61706,)."""
-    p = LAYOUT.split(params)
+    """Logits (N, 10) of images (N, C, 28, 28) or (N, C, 32, 32) at parameters of `layout(C)`."""
+    p = layout(images.shape[1]).split(params)
     values = _first_block(p["conv1.weight"], p["conv1.bias"], images)
     values = _second_block(p["conv2.weight"], p["conv2.bias"], values)
     values = torch.tanh(linear(values, p["linear1.weight"], p["linear1.bias"]))
@@ -63,15 +75,16 @@ def logits(params: Tensor, images: Tensor) -> Tensor:
     return torch.cat([forward(params, part) for part in torch.split(images, CHUNK)])
 
 
-def initial(generator: torch.Generator) -> Tensor:
-    """Parameters (61706,): weights uniform within √(6 / (fan_in + fan_out)), biases zero (Glorot and Bengio 2010)."""
-    tensors = {}
-    for name, shape in LAYOUT.shapes.items():
+def initial(generator: torch.Generator, channels: int = 1) -> Tensor:
+    """Parameters of `layout(channels)`: weights uniform within √(6 / (fan_in + fan_out)), biases zero (Glorot and
+    Bengio 2010)."""
+    tensors, shapes = {}, layout(channels)
+    for name, shape in shapes.shapes.items():
         tensors[name] = torch.zeros(shape)
         if name.endswith("weight"):
             bound = math.sqrt(6 / sum(_fans(shape)))
             tensors[name].uniform_(-bound, bound, generator=generator)
-    return LAYOUT.join(tensors)
+    return shapes.join(tensors)
 
 
 def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -85,11 +98,14 @@ def _fans(shape: tuple[int, ...]) -> tuple[int, int]:
 def _first_block(kernel: Tensor, bias: Tensor, images: Tensor) -> Tensor:
     """Convolution, tanh and pooling: (N, 7, 7, 24), in which a cell has 2×2 places of 6 channels.
 
-    A row of the product is the 8×8 surroundings of 4×4 outputs, that is of 2×2 pooled ones.
+    A row of the product is the 8×8 surroundings of 4×4 outputs, that is of 2×2 pooled ones, of each channel.
     """
-    surroundings = pad(images.squeeze(1), (2, 2, 2, 2)).unfold(1, 8, 4).unfold(2, 8, 4).reshape(-1, 64)
-    weights = _blocks(kernel, 8, 4).view(2, 2, 8, 2, 2, 8, 6)  # outputs (pooled, place) and inputs of columns, of rows
-    weights = weights.permute(5, 2, 4, 1, 3, 0, 6).reshape(64, 96)
+    channels, side = images.shape[1:3]
+    cells = pad(images, ((PADDED - side) // 2,) * 4).unfold(2, 8, 4).unfold(3, 8, 4)
+    surroundings = cells.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * 64)
+    # outputs (pooled, place) and inputs of columns, of rows
+    weights = _blocks(kernel, 8, 4).view(2, 2, 8, 2, 2, 8, channels, 6)
+    weights = weights.permute(6, 5, 2, 4, 1, 3, 0, 7).reshape(channels * 64, 96)
     values = torch.addmm(bias.repeat(16), surroundings, weights)
     return _mean(values.view(-1, 4, 24)).view(-1, 7, 7, 24)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass as plain_dataclass
 from typing import Annotated, NamedTuple, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.optimizers.base import STRICT
-from bilevel.optimizers.learned import LearningRate, counts, pull_back, value_of
+from bilevel.optimizers.learned import Learned, LearningRate, counts, pull_back, value_of
 from bilevel.problem import Batch
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -112,6 +112,13 @@ class Fixed(StepSize):
     """α_t = η, a number or `Learned` from the hyperparameters, one for all steps or one a step."""
 
     learning_rate: LearningRate
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _one_a_line(cls, rate: LearningRate) -> LearningRate:
+        if isinstance(rate, Learned) and rate.sizes is not None:
+            raise ValueError("a line has one step size: leave the sizes of Learned out, or choose SGD or Momentum")
+        return rate
 
     @property
     def counts(self) -> bool:

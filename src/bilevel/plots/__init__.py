@@ -1,7 +1,7 @@
 """Figures of the report: one file a figure family, each a function from tables to a `Sheet` of panels.
 
-`FIGURES` says which figures a deck has; `draw` writes one of them. Importing this package loads neither pandas
-nor matplotlib, so that a workflow may list the figures at no cost.
+`FIGURES` says which figures a deck has; `draw` writes one of them, `draw_all` all of a deck. Importing this package
+loads neither pandas nor matplotlib, so that a workflow may list the figures at no cost.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from bilevel.errors import UserError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bilevel.columns import TableName
     from bilevel.plots.look import Look
     from bilevel.plots.sheet import Sheet
 
-__all__ = ["FIGURES", "Drawing", "draw"]
+__all__ = ["FIGURES", "Drawing", "draw", "draw_all"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,10 @@ class Drawing:
     studies: tuple[str, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, tables: Path, look: Look) -> Sheet:
-        """Read the table and lay the figure out."""
-        from bilevel.plots.frames import read
-
+    def __call__(self, frame: pd.DataFrame, look: Look) -> Sheet:
+        """Lay the figure out from its table."""
         family = getattr(import_module(f"bilevel.plots.{self.module}"), self.function)
-        sheet: Sheet = family(read(tables, self.table), self.studies, look, **self.settings)
+        sheet: Sheet = family(frame, self.studies, look, **self.settings)
         return sheet
 
 
@@ -45,13 +45,32 @@ _CLEANING = ("cleaning_published", "cleaning_corrected")
 _BIAS = ("bias_quadratic", "bias_logistic", "bias_rescaled")
 _NUMERIC = ("numeric_quadratic", "numeric_network")
 _DISTILLATION = ("distillation_published", "distillation_corrected")
+_IMAGES = ("distillation_images", "distillation_cifar10")
+_ACCURACY = {
+    "y": "test_accuracy",
+    "x_label": "Iteration",
+    "y_label": "Test accuracy",
+    "skipped": 0.1,
+    "own_axes": True,
+}
+_PREDICTED = {"marked": "predicted", "marked_label": "predicted"}
+_LONGER = tuple(f"linear_e{e}_n2" for e in (10, 100, 500, 1000, 2000))
+_MOVED = {"methods": ("optimized", *_LONGER[:1], *_LONGER[2:], "linear_e10_n10"), "own_axes": True, **_PREDICTED}
 _CHAINS = ("chains_network", "chains_quadratic")
+_RESPONSES = ("hypernetwork_local", "hypernetwork_global")
+_PRUNED = {
+    "metric": "accuracy",
+    "domains": {"-3": "λ = 10⁻³", "0": "λ = 1", "2": "λ = 100"},
+    "x_label": "Weights pruned, %",
+    "y_label": "Test accuracy",
+}
+_LEARNED = ("learned_optimizer_quadratic", "learned_optimizer_network")
 _DOMAINS = ("rotated_mnist_2", "rotated_mnist_3", "rotated_mnist_4")
-_ROTATIONS = {"0": "0°", "180": "180°", "90": "90°", "270": "270°"}
+_ROTATIONS = {"union": "All rotations", "0": "0°", "180": "180°", "90": "90°", "270": "270°"}
 _LANGUAGES = {"en": "English", "de": "German"}
 _BETAS = (
-    ("struct_0.1", "struct_1", "struct", "struct_10", "struct_100"),
-    ("contr_0.00001", "contr_0.0001", "contr_0.001", "contr_0.01", "contr", "contr_0.1", "contr_1"),
+    ("struct_0.1", "struct_1", "struct"),
+    ("contr_0.00001", "contr_0.001", "contr_0.01", "contr"),
 )
 
 FIGURES: dict[str, dict[str, Drawing]] = {
@@ -162,11 +181,18 @@ FIGURES: dict[str, dict[str, Drawing]] = {
             },
         ),
         "lenet_by_step": Drawing(
-            "curves",
-            "curves",
+            "paired",
+            "differences",
             "trace",
             ("lenet_l2", "lenet_l2_published"),
-            {"y": "cross_entropy", "x_label": "Updates of the coefficients", "y_label": "Test cross-entropy"},
+            {
+                "y": "cross_entropy",
+                "x_label": "Updates of the coefficients",
+                "y_label": "Test cross-entropy less that without a penalty",
+                "baseline": "no_penalty",
+                "methods": ("shared", "individual", "individual_t1_t2", "individual_gamma_0.99"),
+                "own_axes": True,
+            },
         ),
         "lenet_coefficients": Drawing(
             "layers",
@@ -235,13 +261,154 @@ FIGURES: dict[str, dict[str, Drawing]] = {
             },
         ),
     },
+    "002": {
+        "hypernetwork_responses": Drawing("responses", "response_curves", "points", _RESPONSES),
+        "hypernetwork_candidates": Drawing("responses", "predicted_against_true", "points", ("hypernetwork_scatter",)),
+        "hypernetwork_level": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("hypernetwork_local",),
+            {"y": "level", "x_label": "Updates of λ", "y_label": "λ"},
+        ),
+        "hypernetwork_found": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("hypernetwork_scatter",),
+            {"y": "excess", "x_label": "Evaluations", "y_label": "Loss above the best", "x_log": True},
+        ),
+        "complexity_base": Drawing(
+            "domains",
+            "metric_by_domain",
+            "trace",
+            ("complexity_control",),
+            {**_PRUNED, "methods": ("base", "base_linear", "base_piecewise")},
+        ),
+        "complexity_var": Drawing(
+            "domains",
+            "metric_by_domain",
+            "trace",
+            ("complexity_control",),
+            {**_PRUNED, "methods": ("var", "var_linear", "var_piecewise")},
+        ),
+        "search_projections": Drawing(
+            "projections",
+            "projections",
+            "points",
+            ("search_function",),
+            {"methods": ("grid_middles", "random", "sobol")},
+        ),
+        "search_dimension": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("search_function", "search_function_all"),
+            {
+                "y": "regret",
+                "x_label": "Dimension",
+                "y_label": "Value above the minimum",
+                "x_log": True,
+                "y_log": True,
+            },
+        ),
+        "search_network_validation": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("search_network",),
+            {
+                "y": "validation_loss_equal_cost",
+                "x_label": "Hyperparameters",
+                "y_label": "Validation cross-entropy",
+                "x_log": True,
+            },
+        ),
+        "search_network_test": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("search_network",),
+            {
+                "y": "test_loss_equal_cost",
+                "x_label": "Hyperparameters",
+                "y_label": "Test cross-entropy",
+                "x_log": True,
+            },
+        ),
+        "search_network_trainings": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("search_network",),
+            {
+                "y": "best_3322",
+                "x_label": "Trainings",
+                "y_label": "Best validation cross-entropy",
+                "methods": ("random", "unrolled", "unrolled_middle", "conjugate_gradient"),
+            },
+        ),
+        "rmad_validation": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("rmad",),
+            {
+                "y": "validation_loss",
+                "x_label": "Outer steps",
+                "y_label": "Validation loss",
+                "methods": ("constant", "step", "layer"),
+            },
+        ),
+        "rmad_inner": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("rmad",),
+            {
+                "y": "inner_validation_loss",
+                "x_label": "Inner step",
+                "y_label": "Validation loss",
+                "y_log": True,
+                "methods": ("constant_grid", "constant", "step", "layer"),
+            },
+        ),
+        "rmad_schedules": Drawing("schedules", "schedules", "points", ("rmad",), {"methods": ("layer",)}),
+        "learned_optimizer_loss": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _LEARNED,
+            {"y": "loss", "x_label": "Step", "y_label": "Loss of new problems", "y_log": True, "own_axes": True},
+        ),
+        "learned_optimizer_other": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _LEARNED,
+            {"y": "other_loss", "x_label": "Step", "y_label": "Loss, other sizes", "y_log": True, "own_axes": True},
+        ),
+        "learned_optimizer_training": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _LEARNED,
+            {
+                "y": "validation_loss",
+                "x_label": "Updates of the optimizer",
+                "y_label": "Validation loss",
+                "methods": ("lstm",),
+                "own_axes": True,
+            },
+        ),
+    },
     "003": {
         "rotated_mnist_cells": Drawing(
             "cells",
             "cells",
             "structures",
             ("rotated_mnist_4",),
-            {"domains": _ROTATIONS, "methods": ("union", "none", "struct", "contr")},
+            {"domains": _ROTATIONS, "methods": ("union", "multimodel", "struct", "contr")},
         ),
         "rotated_mnist_searched": Drawing(
             "scatter",
@@ -276,7 +443,7 @@ FIGURES: dict[str, dict[str, Drawing]] = {
             "weights_by_domain",
             "trace",
             ("rotated_mnist_2",),
-            {"domains": _ROTATIONS, "x_label": "Outer steps", "methods": ("none", "struct", "contr")},
+            {"domains": _ROTATIONS, "x_label": "Outer steps", "methods": ("multimodel", "struct", "contr")},
         ),
         "rotated_mnist_training": Drawing(
             "curves",
@@ -287,7 +454,7 @@ FIGURES: dict[str, dict[str, Drawing]] = {
                 "y": "search_accuracy_validation",
                 "x_label": "Outer steps",
                 "y_label": "Validation accuracy of the search network",
-                "methods": ("union", "none", "struct", "contr"),
+                "methods": ("union", "multimodel", "struct", "contr"),
             },
         ),
         "language_cells": Drawing("cells", "cells", "structures", ("language_model",), {"domains": _LANGUAGES}),
@@ -317,28 +484,10 @@ FIGURES: dict[str, dict[str, Drawing]] = {
             "decision",
             "points",
             _DISTILLATION,
-            {"quantities": {"decision_teacher": "Teacher", "decision_student": "Student"}, "methods": ("optimized",)},
-        ),
-        "distillation_restarts": Drawing(
-            "curves",
-            "curves",
-            "trace",
-            _DISTILLATION,
             {
-                "y": "test_accuracy",
-                "x_label": "Iteration",
-                "y_label": "Test accuracy",
-                "methods": (
-                    "optimized",
-                    "linear_e10_n2",
-                    "linear_e10_n3",
-                    "linear_e10_n5",
-                    "linear_e10_n10",
-                    "slip_e10_n2",
-                    "slip_e10_n3",
-                    "slip_e10_n5",
-                    "slip_e10_n10",
-                ),
+                "quantities": {"decision_teacher": "Teacher", "decision_student": "Student"},
+                "methods": ("optimized",),
+                "tests": "test",
             },
         ),
         "distillation_arms": Drawing(
@@ -346,61 +495,56 @@ FIGURES: dict[str, dict[str, Drawing]] = {
             "curves",
             "trace",
             _DISTILLATION,
-            {
-                "y": "test_accuracy",
-                "x_label": "Iteration",
-                "y_label": "Test accuracy",
-                "methods": ("none", "naive", "random", "optimized", "linear_e10_n2", "linear_e1000_n2", "tpe"),
-            },
+            {**_ACCURACY, "methods": ("none", "naive", "random", "optimized", "linear_e10_n2", "tpe")},
+        ),
+        "distillation_longer": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {**_ACCURACY, "methods": ("optimized", *_LONGER)},
+        ),
+        "distillation_rarer": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION,
+            {**_ACCURACY, "methods": ("optimized", "linear_e10_n2", *(f"linear_e10_n{n}" for n in (3, 5, 10)))},
+        ),
+        "distillation_slip": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _DISTILLATION[:1],
+            {**_ACCURACY, "methods": ("optimized", *(f"slip_e10_n{n}" for n in (2, 3, 5, 10)))},
+        ),
+        "distillation_first": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("distillation_first",),
+            {"y": "temperature", "x_label": "Iteration", "y_label": "Temperature", "own_axes": True, **_PREDICTED},
         ),
         "distillation_beta_distillation": Drawing(
             "curves",
             "curves",
             "trace",
             _DISTILLATION,
-            {
-                "y": "beta_distillation",
-                "x_label": "Iteration",
-                "y_label": "β of distillation",
-                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e2000_n2", "linear_e10_n10"),
-                "marked": "predicted",
-                "marked_label": "predicted",
-            },
+            {"y": "beta_distillation", "x_label": "Iteration", "y_label": "β of distillation", **_MOVED},
         ),
         "distillation_beta_student": Drawing(
             "curves",
             "curves",
             "trace",
             _DISTILLATION,
-            {
-                "y": "beta_student",
-                "x_label": "Iteration",
-                "y_label": "β of the labels",
-                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e2000_n2", "linear_e10_n10"),
-                "marked": "predicted",
-                "marked_label": "predicted",
-            },
+            {"y": "beta_student", "x_label": "Iteration", "y_label": "β of the labels", **_MOVED},
         ),
         "distillation_temperature": Drawing(
             "curves",
             "curves",
             "trace",
             _DISTILLATION,
-            {
-                "y": "temperature",
-                "x_label": "Iteration",
-                "y_label": "Temperature",
-                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e2000_n2", "linear_e10_n10"),
-                "marked": "predicted",
-                "marked_label": "predicted",
-            },
-        ),
-        "distillation_images": Drawing(
-            "curves",
-            "curves",
-            "trace",
-            ("distillation_images",),
-            {"y": "test_accuracy", "x_label": "Iteration", "y_label": "Test accuracy"},
+            {"y": "temperature", "x_label": "Iteration", "y_label": "Temperature", **_MOVED},
         ),
         "distillation_by_hypergradients": Drawing(
             "curves",
@@ -412,7 +556,40 @@ FIGURES: dict[str, dict[str, Drawing]] = {
                 "x": "hypergradients_total",
                 "x_label": "Hypergradients",
                 "y_label": "Test accuracy",
-                "methods": ("optimized", "linear_e10_n2", "linear_e10_n5", "linear_e10_n10", "linear_e1000_n2"),
+                "methods": ("optimized", "linear_e10_n2", "linear_e1000_n2", "linear_e10_n5", "linear_e10_n10"),
+                "skipped": 0.1,
+                "own_axes": True,
+            },
+        ),
+        "distillation_images": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _IMAGES,
+            _ACCURACY,
+        ),
+        "distillation_images_weight": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _IMAGES,
+            {
+                "y": "beta_distillation",
+                "x_label": "Iteration",
+                "y_label": "λ of distillation",
+                "methods": ("random", "optimized", "linear_e10_n2", "linear_e100_n2", "linear_e10_n5", "tpe"),
+            },
+        ),
+        "distillation_images_temperature": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _IMAGES,
+            {
+                "y": "temperature",
+                "x_label": "Iteration",
+                "y_label": "Temperature",
+                "methods": ("random", "optimized", "linear_e10_n2", "linear_e100_n2", "linear_e10_n5", "tpe"),
             },
         ),
     },
@@ -434,10 +611,29 @@ def draw(deck: str, figure: str, tables: Path, output: Path, decks_file: Path | 
     Raises:
         UserError: the deck or the figure is unknown.
     """
+    from bilevel.plots.frames import read
     from bilevel.plots.look import Look
 
     if figure not in FIGURES.get(deck, {}):
         known = ", ".join(f"{key}/{name}" for key, names in FIGURES.items() for name in names)
         raise UserError(f"no figure {deck}/{figure}; there are: {known}")
     look = Look.read(decks_file) if decks_file else Look()
-    FIGURES[deck][figure](tables, look).write(output, prefix=f"f{deck}-{figure}")
+    drawing = FIGURES[deck][figure]
+    drawing(read(tables, drawing.table), look).write(output, prefix=f"f{deck}-{figure}")
+
+
+def draw_all(deck: str, tables: Path, folder: Path, decks_file: Path) -> None:
+    """Draw all figures of a deck as `draw` does, into `<folder>/<figure>.svg`; each table is read once.
+
+    Raises:
+        UserError: the deck is unknown.
+    """
+    from bilevel.plots.frames import read
+    from bilevel.plots.look import Look
+
+    if deck not in FIGURES:
+        raise UserError(f"no figures of a deck {deck}; there are those of {', '.join(FIGURES)}")
+    look = Look.read(decks_file)
+    frames = {table: read(tables, table) for table in {drawing.table for drawing in FIGURES[deck].values()}}
+    for figure, drawing in FIGURES[deck].items():
+        drawing(frames[drawing.table], look).write(folder / f"{figure}.svg", prefix=f"f{deck}-{figure}")

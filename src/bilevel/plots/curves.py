@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -75,6 +75,8 @@ def curves(
     marked: str | None = None,
     marked_label: str = "",
     methods: Sequence[str] | None = None,
+    skipped: float = 0.0,
+    own_axes: bool = False,
 ) -> Sheet:
     """One line a method: the mean over seeds with its 95 % t-interval; axes are shared by the studies.
 
@@ -85,16 +87,26 @@ def curves(
         broken before and after. x_log: what is not above zero is left out.
     reference: a metric that a line is to be compared with, such as a bound: thin and dotted, in the line's color.
     marked: a metric between 0 and 1, the share of the steps since the point before to which something applies; where it
-        is one half or more, that piece of the line has a broad shade.
+        is 1, that piece of the line has a broad shade.
     methods: those to draw; None: all.
+    skipped: share of each study's steps that is left out at the beginning: steep starts leave the rest no height.
+    own_axes: each study has axes of its own, where steps or levels of one would leave another no room; upwards they
+        hold the means and most of the bands.
     """
     known = table[table["value"].map(math.isfinite)] if len(table) else table
+    if skipped:
+        known = known[known["step"] >= skipped * known.groupby("study")["step"].transform("max")]
     drawn, missing = _split(known, studies, look, y, methods)
-    across, up = _axes(known, drawn, x, y, reference, (x_label, x_log), (y_label, y_log))
+    labels = (x_label, x_log), (y_label, y_log)
+    across, up = _axes(known, drawn, x, y, reference, *labels)
     panels = []
     for study in studies:
+        if own_axes:
+            across, up = _axes(known, {study: drawn[study]}, x, y, reference, *labels)
         found = [_curve(known, study, method, (x, y, reference, marked), across, up) for method in drawn[study]]
         shown = [curve for curve in found if curve.line.x]
+        if own_axes and shown:
+            up = _fitted(up, shown)
         notes = {f"dotted: {reference_label}": any(curve.reference[0] for curve in shown) and bool(reference_label)}
         notes[f"shaded: {marked_label}"] = any(curve.marked for curve in shown)
         note = ", ".join(text for text, there in notes.items() if there)
@@ -133,6 +145,16 @@ def _axes(
     return _axis(*across, steps.to_numpy(float)), _axis(*up, upward["value"].to_numpy(float), room=0.05, zero=zero)
 
 
+def _fitted(axis: Axis, found: Sequence[Curve]) -> Axis:
+    """The axis cut to means and bands, which widen it by a half at most on either side."""
+    items = [item for curve in found for item in curve.line.y]
+    means = [item.mean for item in items]
+    room = (max(means) - min(means)) or axis.high - axis.low
+    low = min([*means, *(max(item.low, min(means) - room / 2) for item in items if math.isfinite(item.low))])
+    high = max([*means, *(min(item.high, max(means) + room / 2) for item in items if math.isfinite(item.high))])
+    return replace(axis, low=max(low - 0.05 * room, axis.low), high=min(high + 0.05 * room, axis.high))
+
+
 def _axis(label: str, log: bool, values: np.ndarray, room: float = 0.0, zero: bool = False) -> Axis:
     shown = np.log10(values[values > 0]) if log else values
     low, high = (float(shown.min()), float(shown.max())) if len(shown) else (0.0, 1.0)
@@ -167,9 +189,7 @@ def _curve(
         Line(method, tuple(at[step] for step in steps), tuple(means[step] for step in steps)),
         last,
         (tuple(at[step] for step in both), tuple(dotted)),
-        tuple(
-            place for place, step in enumerate(steps) if place and mean_interval(shares.get(step, [0.0])).mean >= 0.5
-        ),
+        tuple(place for place, step in enumerate(steps) if place and mean_interval(shares.get(step, [0.0])).mean == 1),
     )
 
 

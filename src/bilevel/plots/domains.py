@@ -79,18 +79,23 @@ def metric_by_domain(
     domains: Mapping[str, str],
     x_label: str,
     y_label: str,
+    methods: Sequence[str] | None = None,
 ) -> Sheet:
     """A metric that each domain has of its own, `<metric>_<domain>`: a row a study, a panel a domain, a line a method.
 
     domains: in the order of their panels -> titles.
+    methods: those drawn; None: all.
     """
     table = _by_domain(trace[trace["metric"].str.startswith(f"{metric}_")], domains)
     table = table[table["metric"] == metric]
+    if methods is not None:
+        table = table[table["method"].isin(list(methods))]
     names: dict[str, Study] = {}
     rows, parts = [], []
     for study in studies:
         keys = {f"{study} {domain}": domain for domain in domains}
-        found, missing = look.order(study, methods_of(table, study))
+        ordered = look.order(study, methods_of(table, study))
+        found, missing = ([key for key in part if methods is None or key in methods] for part in ordered)
         for key, domain in keys.items():
             own = table[(table["study"] == study) & (table["domain"] == domain)]
             there = set(own["method"]) | set(missing)  # a method may be of another domain alone

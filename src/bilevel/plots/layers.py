@@ -11,11 +11,14 @@ from bilevel.plots.frames import methods as found_in
 from bilevel.plots.look import Look
 from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
 
-WIDTH, HEIGHT = 2.05, 1.5
+WIDTH, HEIGHT = 2.05, 1.7
 KEY_ROW = 0.2
 
 Outline = tuple[np.ndarray, np.ndarray]
 """Share of the values in each bin, in percent, and the edges of the bins."""
+
+Found = tuple[dict[str, Outline], dict[str, list[float]]]
+"""Outlines by method; and, of methods with one value for all of a layer, the middle of its bin for each seed."""
 
 
 def layers_histogram(
@@ -28,6 +31,8 @@ def layers_histogram(
     methods: Sequence[str] | None = None,
 ) -> Sheet:
     """Share of each layer's values in bins of the quantity, all seeds together; layers in the order of the table.
+
+    Where all of a layer has one value in every seed, that is no distribution: there is an upright line a seed.
 
     methods: those to draw; None: all that have rows.
     """
@@ -50,13 +55,23 @@ def _panels(
     if not chosen["count"].any():
         return gaps or (empty(WIDTH, HEIGHT, look.study(study)),)
     layers = list(dict.fromkeys(chosen["group"]))
-    outlines = {layer: _outlines(chosen[chosen["group"] == layer], drawn) for layer in layers}
+    found = {layer: _found(chosen[chosen["group"] == layer], drawn) for layer in layers}
     occupied = [
-        edges[place] for found in outlines.values() for share, edges in found.values() for place in _ends(share)
+        edges[place] for outlines, _ in found.values() for share, edges in outlines.values() for place in _ends(share)
     ]
-    across = (min(occupied), max(occupied))
-    panels = [_panel(layer, found, across, look, label) for layer, found in outlines.items()]
+    occupied += [place for _, single in found.values() for places in single.values() for place in places]
+    across = (min(occupied) - 0.1, max(occupied) + 0.1)
+    panels = [_panel(layer, each, across, look, label) for layer, each in found.items()]
     return (*panels, _key(drawn, look), *gaps)
+
+
+def _found(rows: pd.DataFrame, drawn: Sequence[str]) -> Found:
+    held = rows[rows["count"] > 0]
+    bins = held.groupby(["method", "seed"]).size().groupby("method").max()
+    singles = [method for method in drawn if bins.get(method, 0) == 1]
+    middles = (held["left"] + held["right"]) / 2
+    single = {method: sorted(middles[held["method"] == method]) for method in singles}
+    return _outlines(rows, [method for method in drawn if method not in singles]), single
 
 
 def _outlines(rows: pd.DataFrame, drawn: Sequence[str]) -> dict[str, Outline]:
@@ -76,19 +91,24 @@ def _ends(share: np.ndarray) -> tuple[int, int]:
     return int(held[0]), int(held[-1]) + 1
 
 
-def _panel(layer: str, outlines: dict[str, Outline], across: tuple[float, float], look: Look, label: str) -> Panel:
-    if not outlines:
+def _panel(layer: str, found: Found, across: tuple[float, float], look: Look, label: str) -> Panel:
+    outlines, single = found
+    if not outlines and not single:
         return empty(WIDTH, HEIGHT, layer)
     figure = canvas(WIDTH, HEIGHT)
     with style():
-        axes = figure.add_axes((0.17, 0.2, 0.79, 0.64))
+        axes = figure.add_axes((0.17, 0.28, 0.79, 0.58))
         for method, (share, edges) in outlines.items():
             axes.stairs(
                 share, edges, baseline=None, color=look.color(method), linestyle=look.dash(method), linewidth=1.3
             )
+        for method, places in single.items():
+            for place in places:
+                axes.axvline(place, color=look.color(method), linestyle=look.dash(method), linewidth=1.3)
         axes.set_title(layer, loc="left", fontsize=8.5, fontweight="bold", pad=4)
+        axes.set_xlabel(label, fontsize=7.5, labelpad=2)
         axes.set_xlim(*across)
-        axes.set_ylim(0, 1.06 * max(float(share.max()) for share, _ in outlines.values()))
+        axes.set_ylim(0, 1.06 * max((float(share.max()) for share, _ in outlines.values()), default=100.0))
         axes.locator_params(axis="x", nbins=5)
         axes.locator_params(axis="y", nbins=3)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}%" if value else "0")
@@ -96,7 +116,7 @@ def _panel(layer: str, outlines: dict[str, Outline], across: tuple[float, float]
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
-    return Panel(figure, f"{label}: {layer}", _words(outlines, look))
+    return Panel(figure, f"{label}: {layer}", _words(outlines, single, look))
 
 
 def _key(drawn: Sequence[str], look: Look) -> Panel:
@@ -114,9 +134,12 @@ def _key(drawn: Sequence[str], look: Look) -> Panel:
     return Panel(figure, "Key", ", ".join(look.method(method) for method in drawn) + ".")
 
 
-def _words(outlines: dict[str, Outline], look: Look) -> str:
-    """The bin with the median of each method."""
-    texts = []
+def _words(outlines: dict[str, Outline], single: dict[str, list[float]], look: Look) -> str:
+    """The bin with the median of each method, and single values."""
+    texts = [
+        f"{look.method(method)}: one value a seed, about {', '.join(f'{place:g}' for place in places)}"
+        for method, places in single.items()
+    ]
     for method, (share, edges) in outlines.items():
         middle = int(np.searchsorted(share.cumsum(), 50))
         texts.append(f"{look.method(method)}: median between {edges[middle]:g} and {edges[middle + 1]:g}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Self
 
@@ -25,8 +27,8 @@ FAMILIES = {
 GROUPS = {"clean": "#2b7bd6", "corrupted": "#d0690f"}
 """Color of each group of samples."""
 
-DASHES = ("solid", (0, (5, 1.6)), (0, (1.2, 1.3)), (0, (6, 1.4, 1.2, 1.4)), (0, (10, 2)))
-"""Line styles of the members of a family, in their order in `decks.yaml`."""
+DASHES = ("solid", (0, (5, 1.6)), (0, (1.2, 1.3)), (0, (4.4, 1.2, 1.2, 1.2)), (0, (3, 0.9, 0.9, 0.9, 0.9, 0.9)))
+"""Line styles of the members of a family. Each has a whole period in the sample beside a name."""
 
 Dash = str | tuple[float, tuple[float, ...]]
 
@@ -58,9 +60,22 @@ class Look:
 
     def dash(self, key: str) -> Dash:
         """Line style that tells a method from the others of its family."""
-        family = [other for other in self.methods if self._family(other) == self._family(key)]
-        place = family.index(key) if key in family else len(family)
-        return DASHES[place % len(DASHES)]
+        return DASHES[self._places.get(key, 0) % len(DASHES)]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Number of each method's line style: in the order of `decks.yaml`, the first that no method of its family has
+        with which it shares a study. One that no study lists has another than all before it."""
+        studies = {key: {name for name, study in self.studies.items() if key in study.methods} for key in self.methods}
+        places: dict[str, int] = {}
+        for key in self.methods:
+            taken = {
+                place
+                for other, place in places.items()
+                if self._family(other) == self._family(key) and (studies[other] & studies[key] or not studies[key])
+            }
+            places[key] = next(place for place in count() if place not in taken)
+        return places
 
     def order(self, study: str, found: Sequence[str]) -> tuple[list[str], list[str]]:
         """Methods to draw, in the study's own order with unlisted ones last; and the listed ones not found."""

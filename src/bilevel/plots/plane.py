@@ -23,7 +23,7 @@ LEFT, RIGHT, BOTTOM, TOP = 0.22, 0.04, 0.2, 0.2
 SIDE = WIDTH - LEFT - RIGHT
 """Inches that the longer side of the plane is drawn with."""
 GAP_HEIGHT = 0.8
-KEY_WIDTH, KEY_HEIGHT = 3.3, 0.52
+KEY_WIDTH, KEY_HEIGHT, KEY_LINE = 3.3, 0.52, 0.18
 
 BELOW, ABOVE = GROUPS["clean"], GROUPS["corrupted"]
 """Hues on either side of the middle. The middle itself is as the page is, light or dark."""
@@ -41,6 +41,7 @@ class Glyph:
     polygon: np.ndarray
     filled: bool
     words: str
+    opacity: float = 1.0
 
 
 def _regular(corners: int, radius: float) -> np.ndarray:
@@ -51,6 +52,8 @@ def _regular(corners: int, radius: float) -> np.ndarray:
 GLYPHS = {
     "class 0": Glyph(_regular(6, 1.35), filled=False, words="Hollow circles"),
     "class 1": Glyph(_regular(3, 1.9), filled=True, words="Filled triangles"),
+    "class 0, test": Glyph(_regular(6, 0.9), filled=False, words="Faint hollow circles", opacity=0.4),
+    "class 1, test": Glyph(_regular(3, 1.3), filled=True, words="Faint filled triangles", opacity=0.4),
     "x₀": Glyph(_regular(4, 3.6), filled=True, words="Diamond"),
 }
 
@@ -167,19 +170,24 @@ def decision(
     quantities: Mapping[str, str] = DECISION,
     methods: Sequence[str] | None = None,
     samples: str = "train",
+    tests: str | None = None,
 ) -> Sheet:
     """Probability of class 1 on the plane, with the line where it is one half and the samples of both classes.
 
     quantities: those drawn, from left to right -> titles of their panels.
     methods: those drawn; None: all.
     samples: quantity whose values are labels, 0 or 1.
+    tests: another one, whose places are drawn lightly; None: none.
 
     Of each method the first seed that has points is drawn.
     """
 
     def marks(rows: pd.DataFrame) -> Marks:
-        labels = rows[rows["quantity"] == samples]
-        return {f"class {label}": _places(labels[labels["value"] == label]) for label in (0, 1)}
+        found: Marks = {}
+        for quantity, suffix in ((tests, ", test"), (samples, "")):
+            labels = rows[rows["quantity"] == quantity]
+            found |= {f"class {label}{suffix}": _places(labels[labels["value"] == label]) for label in (0, 1)}
+        return found
 
     rows, gaps = _rows(points, studies, look, quantities, methods, marks)
     return _sheet(rows, gaps, PROBABILITY, _decision_words)
@@ -318,15 +326,18 @@ def _mark(axes: Axes, marks: Marks, unit: float) -> None:
         vertices = (places[:, None] + closed).reshape(-1, 2)
         codes = [Path.MOVETO, *[Path.LINETO] * (len(polygon) - 1), Path.CLOSEPOLY] * len(places)
         colors = {"facecolor": INK if filled else "none", "edgecolor": "none" if filled else INK}
-        axes.add_patch(PathPatch(Path(vertices, codes), linewidth=0 if filled else 0.6, clip_on=False, **colors))
+        width, opacity = 0 if filled else 0.6, GLYPHS[name].opacity
+        patch = PathPatch(Path(vertices, codes), linewidth=width, alpha=opacity, clip_on=False, **colors)
+        axes.add_patch(patch)
 
 
 def _key(scale: Scale, names: Sequence[str]) -> Panel:
     """Which color is which value, and which mark is what."""
-    figure = canvas(KEY_WIDTH, KEY_HEIGHT)
+    whole = max(KEY_HEIGHT, 0.16 + KEY_LINE * len(names))
+    figure = canvas(KEY_WIDTH, whole)
     with style():
-        figure.text(0.1 / KEY_WIDTH, 1 - 0.04 / KEY_HEIGHT, scale.label, fontsize=8.5, va="top")
-        axes = figure.add_axes((0.1 / KEY_WIDTH, 0.17 / KEY_HEIGHT, 2.0 / KEY_WIDTH, 0.14 / KEY_HEIGHT))
+        figure.text(0.1 / KEY_WIDTH, 1 - 0.04 / whole, scale.label, fontsize=8.5, va="top")
+        axes = figure.add_axes((0.1 / KEY_WIDTH, 1 - 0.35 / whole, 2.0 / KEY_WIDTH, 0.14 / whole))
         ends = np.array(scale.ends)
         _bands(axes, Field(ends, np.array([0.0, 1.0]), np.stack([ends, ends])), scale)
         axes.set_yticks([])
@@ -335,9 +346,9 @@ def _key(scale: Scale, names: Sequence[str]) -> Panel:
         _surround(axes)
         beside = figure.add_axes((0, 0, 1, 1))
         beside.set_axis_off()
-        beside.set(xlim=(0, KEY_WIDTH), ylim=(0, KEY_HEIGHT))
+        beside.set(xlim=(0, KEY_WIDTH), ylim=(0, whole))
         for place, name in enumerate(names):
-            height = KEY_HEIGHT - 0.16 - 0.18 * place
+            height = whole - 0.16 - KEY_LINE * place
             _mark(beside, {name: np.array([[2.4, height]])}, unit=1)
             beside.text(2.52, height, name, va="center_baseline", fontsize=8.5)
     shapes = [f"{GLYPHS[name].words}: {name}." for name in names]

@@ -42,7 +42,7 @@ def _figure(look: Lookup, block: Figure, deck: Deck, anchor: str, place: int) ->
 
 
 def _metrics(look: Lookup, block: Metrics, anchor: str) -> Block:
-    tables = [look.metrics_table(study, block.metrics, f"{anchor}-{study}") for study in block.studies]
+    tables = [look.metrics_table(study, block.metrics, f"{anchor}-{study}", block.methods) for study in block.studies]
     return Block("metrics", anchor, block.title, tables=tables, caption=words.prose(block.caption))
 
 
@@ -52,7 +52,7 @@ def _slide_table(look: Lookup, block: SlideTable, deck: Deck, anchor: str) -> Bl
     rows = [_row(look, row, block, deck, scales) for row in block.rows]
     groups = [(words.heading(look.metric(item.metric)), 1 + len(block.studies)) for item in block.quantities]
     table = Table(slug(f"{anchor}-table"), "Method", columns, rows, words.prose(block.caption), groups)
-    notices = [notice for study in block.studies if (notice := _other_data(look, study, deck))]
+    notices = [notice for study in block.studies if (notice := _other_data(look, study, block, deck))]
     notices += [f"{look.study(study).name}: {NOT_RUN}." for study in block.studies if look.ran(study).gap]
     return Block(
         "slide_table",
@@ -64,9 +64,14 @@ def _slide_table(look: Lookup, block: SlideTable, deck: Deck, anchor: str) -> Bl
     )
 
 
-def _other_data(look: Lookup, study: str, deck: Deck) -> str:
+def _other_data(look: Lookup, study: str, block: SlideTable, deck: Deck) -> str:
     """Said where a study ran on other data than the slide, so that no figure is taken for a repetition."""
     data = look.data(study)
+    if not block.comparable:
+        return (
+            "The slide does not say which data it used. Levels are not to be compared with the slide, only methods "
+            "with one another."
+        )
     if not data or data in deck.data:
         return ""
     return (
@@ -107,7 +112,7 @@ def _row(look: Lookup, row: Row, block: SlideTable, deck: Deck, scales: Mapping[
             method = row.methods.get(study)
             cell = look.source.cells.get((study, method, quantity.metric)) if method else None
             value = look.value(study, method, quantity.metric) if method else Value(gap=words.DASH)
-            same = not _other_data(look, study, deck)
+            same = not _other_data(look, study, block, deck)
             cells.append(_beside(value, cell, quantity, metric, told, scales[quantity.metric], same))
     return TableRow(row.name, cells, row.note, "" if row.on_slide else "not on the slide", row.best)
 

@@ -81,9 +81,13 @@ class Row(_Model):
 
 
 class SlideTable(_Model):
-    """The slide's own table, its figures beside what came out in each of the studies."""
+    """The slide's own table, its figures beside what came out in each of the studies.
+
+    comparable: whether levels can be compared, as they cannot where the slide's data are not known.
+    """
 
     kind: Literal["slide_table"]
+    comparable: bool = True
     title: str
     text: str = ""
     caption: str
@@ -102,13 +106,14 @@ class Figure(_Model):
 
 
 class Metrics(_Model):
-    """All methods of each study against these metrics."""
+    """The methods of each study against these metrics; `methods`: those shown, all where there are none."""
 
     kind: Literal["metrics"]
     title: str
     caption: str = ""
     studies: tuple[str, ...]
     metrics: tuple[str, ...]
+    methods: tuple[str, ...] = ()
 
 
 Block = Annotated[Text | SlideTable | Figure | Metrics, Field(discriminator="kind")]

@@ -64,8 +64,10 @@ class Lookup:
             sort=f"{cell.mean}",
         )
 
-    def metrics_table(self, study: str, metrics: Sequence[str], anchor: str) -> tuple[Ran, Table | None]:
-        """All methods of a study against some metrics."""
+    def metrics_table(
+        self, study: str, metrics: Sequence[str], anchor: str, methods: Sequence[str] = ()
+    ) -> tuple[Ran, Table | None]:
+        """Methods of a study against some metrics; all methods where none are named."""
         ran = self.ran(study)
         if ran.gap:
             return ran, None
@@ -73,6 +75,7 @@ class Lookup:
         rows = [
             TableRow(self.method(method), [self.value(study, method, key) for key in metrics])
             for method in self.methods(study)
+            if not methods or method in methods
         ]
         return ran, Table(slug(anchor), "Method", columns, rows)
 

@@ -32,12 +32,18 @@ def minimize_each(
 def points(space: Space, trials: int) -> list[Params]:
     """The grid, in the order in which it is searched."""
     check(space)
-    count = 1
-    while (count + 1) ** len(space) <= trials:
-        count += 1
+    count = places(len(space), trials)
     if count < 2:
         raise ValueError(
             f"trials: a grid over {len(space)} parameters needs at least {2 ** len(space)} trials, got {trials}"
         )
     axes = [(np.geomspace if log else np.linspace)(low, high, count).tolist() for low, high, log in space.values()]
     return [dict(zip(space, place, strict=True)) for place in itertools.product(*axes)]
+
+
+def places(parameters: int, trials: int) -> int:
+    """k, the largest number with kᵈ ≤ trials for d parameters."""
+    count = 1
+    while (count + 1) ** parameters <= trials:
+        count += 1
+    return count

@@ -24,8 +24,16 @@ class Task(OnData, ABC):
 
     methods: ClassVar[tuple[str, ...] | None] = None
     """Names of the methods that make sense here; None: all hypergradient methods."""
-    needs_teacher: ClassVar[bool] = False
-    """Whether the task distills a teacher, one for each seed."""
+    teacher_kind: ClassVar[str | None] = None
+    """Kind of teacher that the task distills; None: none."""
+
+    @classmethod
+    def check_method(cls, settings: Settings, method: Any) -> None:
+        """SettingsError where a method makes no sense with these settings; all do unless a task says so."""
+
+    @classmethod
+    def check_teacher(cls, settings: Settings, teacher: Settings) -> None:
+        """SettingsError where a teacher with settings `teacher`, of the right kind, cannot teach these students."""
 
     @abstractmethod
     def __init__(
@@ -57,6 +65,8 @@ class OuterOptimizer(Protocol):
 class OuterLoop(Task):
     """An experiment that optimizes hyperparameters: differentiated inner steps and updates in turn, see `runs.greedy`.
 
+    Inner steps go on from where those of the outer step before led, or begin anew, as `begin` says.
+
     outer_tolerance: norm of the hypergradient at which a seed is done; None: after `outer_steps`.
     evaluate_every: k; the trace has the metrics after 0, k, 2k, … outer steps, and after the last.
     prediction: where the hyperparameters follow a line instead of a hypergradient; None: nowhere.
@@ -87,6 +97,11 @@ class OuterLoop(Task):
     @abstractmethod
     def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
         """Inner batches and the outer batch of one outer step; depends on `step` and the seeds alone."""
+
+    def begin(self, step: int, state: Tensor) -> Tensor:
+        """The inner state (S, slots, P) from which an outer step starts: `state`, to which the one before led, unless a
+        task begins anew here."""
+        return state
 
     def project(self, hyper: Tensor) -> Tensor:
         """The nearest hyperparameters that are allowed, (S, H), after each update; all are unless a task says so."""

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bilevel import metrics
+from bilevel import metrics, peak_memory
 from bilevel.columns import WHOLE_RUN
 from bilevel.data import Dataset, Split
 from bilevel.derivatives import Derivatives
@@ -41,7 +41,9 @@ from bilevel.tracing import traced
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, black 0 and white 1
+DRAWS = "lenet_l2"
+"""What random numbers are drawn for, whatever a study is called: studies that differ in a setting can be compared."""
+LEAST_DEVIATION = 1e-3  # of pixels: below it images are taken to be all the same
 LOWEST, HIGHEST, BINS = -14.0, -2.0, 48
 
 
@@ -60,6 +62,8 @@ class LenetSettings(Settings):
     initial_level: ρ at the start; the coefficient of a weight is exp(ρ), in the penalty ½ Σ exp(ρᵢ) wᵢ².
     regularization: no penalty, one ρ for all weights and biases, or one for each.
     outer_set: where outer batches come from; `test` is what the slide says, and fits the coefficients to the test set.
+    train_on: `both` trains on the validation images too, since other arms have used these to tune coefficients; only
+        without a penalty.
     """
 
     train_size: Count = 3000
@@ -72,13 +76,24 @@ class LenetSettings(Settings):
     learning_rate: Positive = 1e-3
     outer_learning_rate: Positive = 0.05
     outer_batch_size: Count = 125
-    initial_level: Annotated[float, Field(allow_inf_nan=False)] = -9.0
+    initial_level: Annotated[float, Field(ge=-40, le=10)] = -9.0
     regularization: Literal["none", "shared", "individual"] = "individual"
     outer_set: Literal["validation", "test"] = "validation"
+    train_on: Literal["train", "both"] = "train"
+
+    @property
+    def images(self) -> int:
+        """Number of images that parameters are trained on."""
+        return self.train_size + (self.validation_size if self.train_on == "both" else 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of inner steps."""
+        return self.images // self.batch_size
 
 
 class Share(NamedTuple):
-    """One seed's data, disjoint: standardized images (N, 1, 28, 28) with their labels."""
+    """One seed's data: standardized images (N, 1, 28, 28) with labels; disjoint, unless both sets are trained on."""
 
     train: Images
     validation: Images
@@ -102,8 +117,9 @@ class LenetL2(OuterLoop):
     """See the module.
 
     Training, validation and test images are disjoint and drawn anew for every seed, as are first parameters and
-    batches; all methods and all kinds of regularization share them. Pixels between 0 and 1 are standardized by the mean
-    and the deviation of MNIST. The inner optimizer is the deck's Adam; it goes on from the epochs of parameters alone.
+    batches; all methods, all kinds of regularization and all studies of this task share them. Pixels are standardized
+    by mean and deviation of the training images. The inner optimizer is the deck's Adam; it goes on from the epochs of
+    parameters alone.
 
     Trace, about every second epoch and at the end: on test data `cross_entropy`, `cross_entropy_softmax` (of softmax
     outputs that a further softmax is applied to, at least 1.46115), `error`, `one_minus_auc` (macro, of probabilities)
@@ -112,12 +128,16 @@ class LenetL2(OuterLoop):
     `level_min`, `level_max` of ρ where there is a penalty.
     Histograms: `log_coefficient`, ρ of the weights and biases of each layer.
     Measurements: `seconds_per_epoch` of parameters alone, `seconds_per_hyper_epoch`, and `hyper_epoch_to_epoch`;
-    medians, over the epochs and over the updates, without the time for metrics. On a CPU they are seconds of the
-    processor, which other jobs beside this one do not add to.
+    medians, over the epochs and over the updates, without the time for metrics, over the number of seeds of the job. On
+    a CPU they are seconds of the processor, which other jobs beside this one do not add to. Where the system tells
+    (Linux, CUDA), `memory_epoch`, `memory_hyper_epoch`, bytes that the last of these epochs and the last update needed
+    at most above what was held before it, for all seeds of the job, and `process_hyper_epoch_to_epoch`, the peak of all
+    that the process held in that update over that in that epoch.
     """
 
     settings_class = LenetSettings
     _step_started: float | None
+    _held: int | None
 
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
@@ -125,10 +145,10 @@ class LenetL2(OuterLoop):
         """Split and standardize the data of every seed."""
         assert isinstance(settings, LenetSettings)
         assert dataset is not None
-        self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
+        self.settings, self.seeds, self.device = settings, list(seeds), device
         self.check_data(settings, dataset.name, counts_of(dataset))
         self.shares = [self._share(dataset, seed) for seed in self.seeds]
-        self.steps_per_epoch = settings.train_size // settings.batch_size
+        self.steps_per_epoch = settings.steps_per_epoch
         self.outer_steps = settings.hyper_epochs * self.steps_per_epoch // settings.inner_steps
         self.evaluate_every = max(1, 2 * self.steps_per_epoch // settings.inner_steps)
         self.optimizer = Adam(learning_rate=settings.learning_rate, bias="first_gradient")
@@ -148,10 +168,14 @@ class LenetL2(OuterLoop):
                 f"outer_batch_size: batches of {settings.outer_batch_size} are drawn from the {outer} images of the "
                 f"{settings.outer_set} set"
             )
-        steps = settings.train_size // settings.batch_size
+        if settings.train_on == "both" and settings.regularization != "none":
+            raise SettingsError(
+                "train_on: both: only with regularization: none; coefficients would be tuned on images trained on"
+            )
+        steps = settings.steps_per_epoch
         if settings.hyper_epochs * steps < settings.inner_steps:
             raise SettingsError(
-                f"inner_steps: {settings.hyper_epochs} hyper_epochs of {steps} steps (train_size {settings.train_size} "
+                f"inner_steps: {settings.hyper_epochs} hyper_epochs of {steps} steps ({settings.images} images "
                 f"// batch_size {settings.batch_size}) leave no room for {settings.inner_steps} steps and an update"
             )
 
@@ -159,13 +183,13 @@ class LenetL2(OuterLoop):
         """See `Task`; adds the measurements."""
         self._name = name
         result = greedy(self, method, name)
-        return replace(result, measurements={WHOLE_RUN: self._times()})
+        return replace(result, measurements={WHOLE_RUN: self._measured()})
 
     def start(self) -> tuple[Tensor, Tensor]:
         """State after the epochs of parameters alone, and the hyperparameters, which are as they were at the start."""
         self._clear()
         s = self.settings
-        params = torch.stack([lenet.initial(generator(self.study, "initialization", seed)) for seed in self.seeds]).to(
+        params = torch.stack([lenet.initial(generator(DRAWS, "initialization", seed)) for seed in self.seeds]).to(
             self.device
         )
         state = self.optimizer.init(params)
@@ -173,12 +197,14 @@ class LenetL2(OuterLoop):
         hyper = params.new_full((len(self.seeds), count), s.initial_level)
         derivatives, progress = Derivatives(self.problem, hyper), Progress(self._name, "epoch")
         for epoch in range(s.epochs):
+            held = peak_memory.begin(self.device) if epoch + 1 == s.epochs else None
             started = self._clock()
             batches = self._inner_batches(epoch * self.steps_per_epoch, self.steps_per_epoch)
             for index in range(len(batches)):
                 self.optimizer.advance_(derivatives, state, batches[index])
             self._finish()
             self._epoch_seconds.append(self._clock() - started)
+            self._record_peak("epoch", held)
             progress.report(epoch + 1, s.epochs)
         return state, hyper
 
@@ -189,12 +215,13 @@ class LenetL2(OuterLoop):
     def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
         """The next k batches of the stream that the epochs of parameters alone began, and an outer batch."""
         self._end_step()
+        self._held = peak_memory.begin(self.device) if step + 1 == self.outer_steps else None
         self._step_started = self._clock()
         s = self.settings
         first = s.epochs * self.steps_per_epoch + step * s.inner_steps
         sources = [share.validation if s.outer_set == "validation" else share.test for share in self.shares]
         chosen = [
-            torch.randperm(len(source.labels), generator=generator(self.study, "outer", seed, step))
+            torch.randperm(len(source.labels), generator=generator(DRAWS, "outer", seed, step))
             for seed, source in zip(self.seeds, sources, strict=True)
         ]
         ids = torch.stack([order[: s.outer_batch_size] for order in chosen]).to(self.device)
@@ -238,7 +265,7 @@ class LenetL2(OuterLoop):
         """Ids of a pass over the training images, (steps, S, B)."""
         size = self.settings.batch_size
         orders = [
-            torch.randperm(self.settings.train_size, generator=generator(self.study, "batches", seed, epoch))
+            torch.randperm(self.settings.images, generator=generator(DRAWS, "batches", seed, epoch))
             for seed in self.seeds
         ]
         return torch.stack([order[: self.steps_per_epoch * size].view(-1, size) for order in orders], dim=1)
@@ -251,16 +278,21 @@ class LenetL2(OuterLoop):
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
     def _share(self, dataset: Dataset, seed: int) -> Share:
-        ids, splits = divide(dataset, self.settings, self.study, seed), splits_of(dataset)
-        return Share(*(self._images(splits[name], ids[name]) for name in SETS))
+        ids, splits = divide(dataset, self.settings, DRAWS, seed), splits_of(dataset)
+        train = splits["train"].images[ids["train"]].to(torch.float32).div_(255)
+        mean, deviation = float(train.mean()), max(float(train.std()), LEAST_DEVIATION)
+        if self.settings.train_on == "both":
+            ids["train"] = torch.cat([ids["train"], ids["validation"]])
+        return Share(*(self._images(splits[name], ids[name], mean, deviation) for name in SETS))
 
-    def _images(self, split: Split, ids: Tensor) -> Images:
-        return Images(
-            standardized(split.images[ids].to(self.device), MEAN, DEVIATION), split.labels[ids].to(self.device)
-        )
+    def _images(self, split: Split, ids: Tensor, mean: float, deviation: float) -> Images:
+        images = standardized(split.images[ids].to(self.device), mean, deviation)
+        return Images(images, split.labels[ids].to(self.device))
 
     def _clear(self) -> None:
         self._step_started = None
+        self._held = None
+        self._memory: dict[str, tuple[int, int]] = {}
         self._epoch_seconds: list[float] = []
         self._step_seconds: list[float] = []
 
@@ -269,21 +301,36 @@ class LenetL2(OuterLoop):
         if self._step_started is not None:
             self._finish()
             self._step_seconds.append(self._clock() - self._step_started)
+            self._record_peak("hyper_epoch", self._held)
             self._step_started = None
+
+    def _record_peak(self, name: str, held: int | None) -> None:
+        """Bytes held before, and at the peak since then."""
+        peak = None if held is None else peak_memory.peak(self.device)
+        if held is not None and peak is not None:
+            self._memory[name] = held, peak
 
     def _finish(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _times(self) -> dict[str, Tensor]:
-        epoch = median(self._epoch_seconds)
-        hyper_epoch = median(self._step_seconds) * self.steps_per_epoch / self.settings.inner_steps
-        times = {
+    def _measured(self) -> dict[str, Tensor]:
+        epoch = median(self._epoch_seconds) / len(self.seeds)
+        update = median(self._step_seconds) / len(self.seeds)
+        hyper_epoch = update * self.steps_per_epoch / self.settings.inner_steps
+        found = {
             "seconds_per_epoch": epoch,
             "seconds_per_hyper_epoch": hyper_epoch,
             "hyper_epoch_to_epoch": hyper_epoch / epoch,
         }
-        return {name: torch.full((len(self.seeds),), seconds, dtype=torch.float64) for name, seconds in times.items()}
+        if len(self._memory) == 2:
+            (held, peak), (hyper_held, hyper_peak) = self._memory["epoch"], self._memory["hyper_epoch"]
+            found |= {
+                "memory_epoch": peak - held,
+                "memory_hyper_epoch": hyper_peak - hyper_held,
+                "process_hyper_epoch_to_epoch": hyper_peak / peak,
+            }
+        return {name: torch.full((len(self.seeds),), value, dtype=torch.float64) for name, value in found.items()}
 
 
 _PROBLEMS = {

@@ -44,10 +44,10 @@ class ConvnetSettings(Settings):
 class Convnet(Teacher):
     """LeNet-5 (`bilevel.models.lenet`) with plain cross-entropy, by Adam; each seed divides the data anew.
 
-    Tensors: `parameters` (61706,); `pixels` (2,), mean and deviation of the training images' pixels (black 0, white 1),
-    by which all images are standardized; `<set>_ids` and `<set>_labels` (n,) of `SETS`, places of the images in their
-    split and what these show. Test images are of the official test split where there is one, otherwise, as the others,
-    of all images. Metrics: `<set>_accuracy`.
+    Tensors: `parameters`; `pixels` (2,), mean and deviation of the training images' pixels (from 0 to 1, all channels
+    together), by which all images are standardized; `<set>_ids` and `<set>_labels` (n,) of `SETS`, places of the images
+    in their split and what these show. Test images are of the official test split where there is one, otherwise, as the
+    others, of all images. Metrics: `<set>_accuracy`.
 
     Source: Gorpinich, Bakhteev and Strijov 2022, whose teachers are ResNets.
     """
@@ -76,8 +76,7 @@ class Convnet(Teacher):
         ids = divide(self._dataset, self._settings, self._name, seed)
         splits = splits_of(self._dataset)
         chosen = {name: Split(splits[name].images[ids[name]], splits[name].labels[ids[name]]) for name in SETS}
-        values = chosen["train"].images.double() / 255
-        pixels = torch.stack([values.mean(), values.std()])
+        pixels = _moments(chosen["train"].images)
         images = {name: standardized(split.images, *pixels.tolist()).to(self._device) for name, split in chosen.items()}
         labels = {name: split.labels.to(self._device) for name, split in chosen.items()}
         parameters = self._fit(seed, images["train"], labels["train"])
@@ -91,7 +90,7 @@ class Convnet(Teacher):
 
     def _fit(self, seed: int, images: Tensor, labels: Tensor) -> Tensor:
         s = self._settings
-        params = lenet.initial(generator(self._name, "initialization", seed)).to(self._device)
+        params = lenet.initial(generator(self._name, "initialization", seed), images.shape[1]).to(self._device)
         optimizer, problem = Adam(learning_rate=s.learning_rate), traced(Problem(lenet.loss, lenet.loss))
         state = optimizer.init(params.unsqueeze(0))
         derivatives = Derivatives(problem, state.new_zeros(1, 0))
@@ -100,6 +99,14 @@ class Convnet(Teacher):
             for ids in torch.split(order.to(self._device), s.batch_size)[: s.train_size // s.batch_size]:
                 optimizer.advance_(derivatives, state, (images[ids].unsqueeze(0), labels[ids].unsqueeze(0)))
         return optimizer.params(state)[0].clone()
+
+
+def _moments(images: Tensor) -> Tensor:
+    """Mean and deviation of bytes as numbers from 0 to 1, in double precision, from how often each occurs."""
+    counts = torch.bincount(images.flatten(), minlength=256).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts @ values) / counts.sum()
+    return torch.stack([mean, ((counts @ (values - mean) ** 2) / (counts.sum() - 1)).sqrt()])
 
 
 TEACHER = Convnet

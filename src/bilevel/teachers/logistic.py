@@ -30,6 +30,9 @@ SIZE = 2 * (INPUTS + 1)
 SETS = ("teacher", "student", "validation", "test")
 """Samples are handed out in this order."""
 
+PUBLISHED_SIZES = (200, 15, 15, 200)
+"""How many each of them had."""
+
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -43,10 +46,10 @@ class LogisticSettings(Settings):
     """
 
     draws: Literal["published", "anew"] = "anew"
-    teacher_size: Count = 200
-    student_size: Count = 15
-    validation_size: Count = 15
-    test_size: Count = 200
+    teacher_size: Count = PUBLISHED_SIZES[0]
+    student_size: Count = PUBLISHED_SIZES[1]
+    validation_size: Count = PUBLISHED_SIZES[2]
+    test_size: Count = PUBLISHED_SIZES[3]
     steps: Count = 10_000
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
 

@@ -55,21 +55,19 @@ def save(trained: Trained, folder: Path, *, name: str, seed: int, spec: Mapping[
         file.write((json.dumps(digest.model_dump(), indent=2, sort_keys=True) + "\n").encode())
 
 
-def load(folder: Path, seed: int) -> tuple[dict[str, Tensor], TeacherDigest]:
-    """Tensors and digest of one seed's teacher.
+def load(digest_file: Path) -> tuple[dict[str, Tensor], TeacherDigest]:
+    """Tensors and digest of a teacher, from `<seed>.json`, beside which its tensors lie.
 
     Raises TeacherError where a file is missing or is not what the digest says.
     """
-    path = folder / f"{seed}.safetensors"
+    path = digest_file.with_suffix(".safetensors")
     try:
-        digest = TeacherDigest.model_validate_json((folder / f"{seed}.json").read_bytes())
+        digest = TeacherDigest.model_validate_json(digest_file.read_bytes())
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise TeacherError(f"{error.filename}: no such file; train the teacher first") from error
     except ValidationError as error:
-        raise TeacherError(
-            f"{folder / f'{seed}.json'}: is not the digest of a teacher: {error.errors()[0]['msg']}"
-        ) from error
+        raise TeacherError(f"{digest_file}: is not the digest of a teacher: {error.errors()[0]['msg']}") from error
     if hashlib.sha256(content).hexdigest() != digest.sha256:
         raise TeacherError(f"{path}: is not what its digest says; delete it and run again")
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -17,14 +17,15 @@ from torch.nn.functional import softplus
 
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
+from bilevel.hypergradients.none import NoHypergradient
 from bilevel.optimizers import Adam
 from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point
-from bilevel.settings import Settings
+from bilevel.settings import Settings, SettingsError
 from bilevel.tasks.distillation.metaparameters import BETAS, TEMPERATURES, inverse, random_values, values
-from bilevel.tasks.distillation.search import Searched
+from bilevel.tasks.distillation.search import TPE, DistilledSettings, Searched
 from bilevel.teachers.logistic import (
     SETS,
     accuracy,
@@ -37,7 +38,6 @@ from bilevel.teachers.logistic import (
     teacher_features,
 )
 from bilevel.tracing import traced
-from bilevel.trajectory import LocallyLinear
 
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
@@ -46,27 +46,26 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Divergence = Literal["teacher_student", "student_teacher"]
 
-GRID, EDGE = 41, 3.0
-"""Decisions are kept at so many values of x₁ and of x₂ between −3 and 3."""
+GRID, EDGE, BESIDE = 41, 3.0, 1e-6
+"""Decisions are kept at so many values of x₁ and of x₂ between −3 and 3; in the place of 0, where the teacher jumps,
+there are two, just beside it."""
 
 
-class DistillationSettings(Settings):
+class DistillationSettings(DistilledSettings):
     """What all experiments with distillation on synthetic data have; the defaults are those of the published run.
 
-    iterations: steps of the student, and updates of its metaparameters. learning_rate: of Adam on the student.
+    iterations, prediction, evaluate_every: see `DistilledSettings`.
+    learning_rate: of Adam on the student.
     outer_learning_rate: of Adam, with decay rates 0.5 and 0.999, on the metaparameters.
     start: first metaparameters, which methods that do not move them keep: `none`: β of the student 1, no distillation;
         `naive`: both β 0.5, temperature 1; `random`: β uniform on (0, 1) and between 0.01 and 0.99, the temperature
         log-uniform on (0.1, 10); `learned`: r₁, r₂ uniform on (−1, 1) and r₃ on (−2, 0), see `Distillation`.
-    prediction: iterations in which the metaparameters follow a line; see `bilevel.trajectory`.
-    evaluate_every: iterations from one row of the trace to the next.
     """
 
     iterations: Count = 20_000
     learning_rate: Positive = 1e-3
     outer_learning_rate: Positive = 1e-3
     start: Literal["none", "naive", "random", "learned"] = "learned"
-    prediction: LocallyLinear | None = None
     evaluate_every: Count = 1000
 
 
@@ -135,6 +134,8 @@ class Distillation(Searched):
     tuned_on: Literal["validation", "test"]
     divergence: Divergence
     settings_class: ClassVar[type[Settings]] = DistillationSettings
+    teacher_kind = "logistic"
+    settings: DistillationSettings
 
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
@@ -148,10 +149,21 @@ class Distillation(Searched):
         self.problem = traced(Problem(partial(distillation_loss, self.divergence), cross_entropy_loss))
         self._sets: dict[str, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def check_method(cls, settings: Settings, method: Any) -> None:
+        """See `Searched`; SettingsError also where metaparameters start at infinity and are to be moved."""
+        super().check_method(settings, method)
+        assert isinstance(settings, DistillationSettings)
+        if settings.start == "none" and not isinstance(method, NoHypergradient | TPE):
+            raise SettingsError(
+                "start: without distillation a weight is 0, which is r = −∞, and gradients cannot move it; give "
+                "another start, or the method none"
+            )
+
     def use_teachers(self, teachers: Sequence[Mapping[str, Tensor]]) -> None:
         """Take parameters and samples; SettingsError for teachers of another kind than `logistic`."""
         wanted = {"parameters", *(f"{name}_{part}" for name in SETS for part in ("points", "labels"))}
-        self.check_teachers(teachers, "logistic", wanted)
+        self.check_tensors(teachers, wanted)
         stacked = {name: torch.stack([tensors[name] for tensors in teachers]).to(self.device) for name in wanted}
         self._sets = {name: (stacked[f"{name}_points"], stacked[f"{name}_labels"]) for name in SETS}
         self._teacher = stacked["parameters"]
@@ -180,6 +192,10 @@ class Distillation(Searched):
     def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
         """All of the student's samples, and all of those that metaparameters are tuned on."""
         return self._batches, self._outer_batch
+
+    def inner_batches(self, step: int) -> Sequence[Batch]:
+        """All of the student's samples."""
+        return self._batches
 
     def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:
         """See the class."""
@@ -212,7 +228,8 @@ class Distillation(Searched):
         if 0 not in self.seeds:
             return []
         index = self.seeds.index(0)
-        axis = torch.linspace(-EDGE, EDGE, GRID, dtype=torch.float64)
+        positive = torch.linspace(0, EDGE, GRID // 2 + 1, dtype=torch.float64).clamp_min(BESIDE)
+        axis = torch.cat([-positive.flip(0), positive])
         grid = torch.cartesian_prod(axis, axis)
         student, teacher = self.optimizer.params(state)[index].cpu(), self._teacher[index].cpu()
         rows = {

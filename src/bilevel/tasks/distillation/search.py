@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -16,11 +15,14 @@ from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
 from bilevel.hypergradients.none import NoHypergradient
+from bilevel.problem import Batch
+from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
 from bilevel.runs import blank, cost_scalars, greedy
-from bilevel.settings import Configurable, SettingsError
+from bilevel.settings import Configurable, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
+from bilevel.trajectory import LocallyLinear
 
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
@@ -35,11 +37,36 @@ class TPE(Configurable):
     trials: number of trainings. The published hypergradient takes five gradients an iteration (the step itself, a
         virtual one, the outer loss, two differences), a training one: five trials cost as much as that run. The exact
         greedy hypergradient takes two gradients and a mixed product, which is two gradients' work: four trials.
+    random_trials: those at the start that are drawn at random; the estimator proposes the others. With the defaults of
+        Optuna (10) and of hyperopt (20), which the paper used, five trials are a random search.
 
     Source: Gorpinich, Bakhteev and Strijov 2022 (five trials).
     """
 
     trials: Annotated[int, Field(ge=1)] = 5
+    random_trials: Annotated[int, Field(ge=1)] = 2
+
+
+class DistilledSettings(Settings):
+    """What all experiments with a student have.
+
+    iterations: steps of the student, and updates of its metaparameters.
+    prediction: iterations in which the metaparameters follow a line; see `bilevel.trajectory`.
+    evaluate_every: iterations from one row of the trace to the next.
+    """
+
+    iterations: Annotated[int, Field(ge=1)]
+    prediction: LocallyLinear | None = None
+    evaluate_every: Annotated[int, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _predicts(self) -> Self:
+        if self.prediction is not None and self.prediction.length >= self.iterations:
+            raise ValueError(
+                f"prediction: the first mini-epoch is optimized, and its {self.prediction.length} iterations are the "
+                f"whole run of {self.iterations}; give a smaller length or more iterations"
+            )
+        return self
 
 
 class Searched(OuterLoop):
@@ -48,30 +75,42 @@ class Searched(OuterLoop):
     space: where; names of its parameters are those of `hyper_of`.
     """
 
-    needs_teacher = True
     counts_hypergradients = True
     methods = ("none", "darts", "truncated", "tpe")
     study: str
+    settings: DistilledSettings
     seeds: list[int]
     space: ClassVar[Space]
 
-    def run(self, method: Hypergradient | TPE, name: str) -> Result:
-        """See `Task`; SettingsError for a prediction where nothing is optimized."""
-        if isinstance(method, NoHypergradient | TPE) and self.prediction is not None:
+    @classmethod
+    def check_method(cls, settings: Settings, method: Any) -> None:
+        """SettingsError for a prediction where nothing is optimized."""
+        assert isinstance(settings, DistilledSettings)
+        if isinstance(method, NoHypergradient | TPE) and settings.prediction is not None:
             raise SettingsError(
                 "prediction: there are no gradients to predict without a method that finds some; leave it out, or "
                 "choose another method"
             )
-        return search(self, method, name) if isinstance(method, TPE) else greedy(self, method, name)
 
-    def check_teachers(self, teachers: Sequence[Mapping[str, Tensor]], kind: str, wanted: Collection[str]) -> None:
-        """SettingsError where these are not teachers of this kind, which have the tensors `wanted`."""
+    def run(self, method: Hypergradient | TPE, name: str) -> Result:
+        """See `Task`; SettingsError as `check_method`."""
+        self.check_method(self.settings, method)
+        if isinstance(method, TPE):
+            return search(self, method, name)
+        return fixed(self, name) if isinstance(method, NoHypergradient) else greedy(self, method, name)
+
+    def check_tensors(self, teachers: Sequence[Mapping[str, Tensor]], wanted: Collection[str]) -> None:
+        """SettingsError where these are not teachers of the task's kind, which have the tensors `wanted`."""
         for seed, tensors in zip(self.seeds, teachers, strict=True):
             if set(tensors) != set(wanted):
                 raise SettingsError(
-                    f"teacher: {self.study} distills teachers of the kind {kind!r}, with the tensors "
+                    f"teacher: {self.study} distills teachers of the kind {self.teacher_kind!r}, with the tensors "
                     f"{', '.join(sorted(wanted))}; that of seed {seed} has {', '.join(sorted(tensors)) or 'none'}"
                 )
+
+    @abstractmethod
+    def inner_batches(self, step: int) -> Sequence[Batch]:
+        """Those of `draw`, without the outer batch."""
 
     @abstractmethod
     def hyper_of(self, params: Sequence[Params]) -> Tensor:
@@ -95,7 +134,7 @@ class Training(NamedTuple):
 def search(task: Searched, method: TPE, name: str) -> Result:
     """Trials of all seeds go on side by side; each seed has a search of its own.
 
-    Trace: that of each seed's best trial, and `outer_loss`. Summary: that of the best trial; `best_trial`, counted
+    Trace: that of each seed's best trial. Summary: that of the best trial; `best_trial`, counted
     from 1; costs of all trials, an iteration of a run.
     """
     from bilevel.search.tpe import minimize_each  # Optuna takes a second to import, which no other arm should wait
@@ -104,13 +143,12 @@ def search(task: Searched, method: TPE, name: str) -> Result:
     cost = Cost()
 
     def objective(params: Sequence[Params]) -> Sequence[float]:
-        trials.append(train(task, task.hyper_of(params), cost))
-        print(f"{name}: trial {len(trials)}/{method.trials}", file=sys.stderr, flush=True)
+        trials.append(train(task, task.hyper_of(params), cost, f"{name}, trial {len(trials) + 1}/{method.trials}"))
         losses: list[float] = trials[-1].loss.tolist()
         return losses
 
     seeds = [generator(task.study, "search", seed).initial_seed() % 2**32 for seed in task.seeds]
-    minimize_each(objective, task.space, method.trials, seeds)
+    minimize_each(objective, task.space, method.trials, seeds, method.random_trials)
     losses = torch.stack([trial.loss for trial in trials])
     alive = torch.isfinite(losses).any(0)
     best = losses.nan_to_num(torch.inf, torch.inf, torch.inf).argmin(0)
@@ -125,19 +163,38 @@ def search(task: Searched, method: TPE, name: str) -> Result:
     return Result(alive, trace, summary, points=task.points(state, hyper))
 
 
-def train(task: Searched, hyper: Tensor, cost: Cost) -> Training:
-    """The student with hyperparameters `hyper` (S, H) throughout; its work is added to `cost`."""
+def fixed(task: Searched, name: str) -> Result:
+    """One training of all seeds with their first hyperparameters.
+
+    The same numbers as from `runs.greedy` with the method `none`, without the outer loss and the outer optimizer of
+    every iteration, which change nothing. A seed whose parameters or loss are not finite in the end has diverged.
+    """
+    cost = Cost()
+    training = train(task, task.start()[1], cost, name)
+    alive = torch.isfinite(training.loss) & torch.isfinite(training.state).flatten(1).all(-1).cpu()
+    own = task.summarize(training.state, training.hyper, list(training.trace.values()))
+    summary = {**blank(own, alive), **cost_scalars(cost, task.outer_steps, alive)}
+    summary |= blank({"hypergradients": torch.zeros_like(training.loss)}, alive)
+    return Result(alive, training.trace, summary, points=task.points(training.state, training.hyper))
+
+
+def train(task: Searched, hyper: Tensor, cost: Cost, name: str) -> Training:
+    """The student with hyperparameters `hyper` (S, H) throughout; its work is added to `cost`.
+
+    The last row of the trace also has `outer_loss`, what metaparameters are tuned on.
+    """
     state, _ = task.start()
-    derivatives = Derivatives(task.problem, hyper)
+    derivatives, steps = Derivatives(task.problem, hyper), task.outer_steps
     derivatives.cost = cost
-    trace: dict[int, Metrics] = {}
-    for step in range(task.outer_steps + 1):
-        if step % task.evaluate_every == 0 or step == task.outer_steps:
-            loss = task.tuned_loss(state, hyper)
-            trace[step] = {**task.evaluate(state, hyper), "outer_loss": loss}
-        if step < task.outer_steps:
-            for batch in task.draw(step)[0]:
-                task.optimizer.advance_(derivatives, state, batch)
+    trace, progress = {0: task.evaluate(state, hyper)}, Progress(name, "iteration")
+    for step in range(1, steps + 1):
+        for batch in task.inner_batches(step - 1):
+            task.optimizer.advance_(derivatives, state, batch)
+        if step % task.evaluate_every == 0 or step == steps:
+            trace[step] = task.evaluate(state, hyper)
+        progress.report(step, steps)
+    loss = task.tuned_loss(state, hyper)
+    trace[steps] = {**trace[steps], "outer_loss": loss}
     return Training(state, hyper, trace, loss)
 
 

@@ -28,9 +28,9 @@ from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics
 from bilevel.settings import Settings, SettingsError
-from bilevel.tasks.distillation.search import Searched
+from bilevel.tasks.distillation.search import DistilledSettings, Searched
+from bilevel.teachers.convnet import ConvnetSettings
 from bilevel.tracing import traced
-from bilevel.trajectory import LocallyLinear
 
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
@@ -43,20 +43,20 @@ BETAS, TEMPERATURES = (0.0, 1.0), (0.1, 10.0)
 CHUNK = 100  # images at once where metrics are taken
 
 
-class ImagesSettings(Settings):
+class ImagesSettings(DistilledSettings):
     """Settings of the experiment.
 
-    iterations: steps of the student, and updates of its metaparameters.
+    iterations, prediction, evaluate_every: see `DistilledSettings`.
     student_size: images that the student sees, the first of its teacher's training images, whose order is random.
     batch_size: of a step of the student; what is left of a pass over its images at the end is not used.
     learning_rate: of gradient descent on the student. The gradient grows as 1 / T: without distillation a student
         still learns at 0.5, at low temperatures it diverges at 0.2.
     outer_batch_size: validation images on which the outer loss of an update is taken, drawn anew for each.
     outer_learning_rate, outer_clip: of gradient descent on the metaparameters, whose gradients are cut at ± the latter.
+        The paper's rate is 0.1, for 35,000 iterations on CIFAR-10: the default lets metaparameters go as far, and cross
+        their box, in 800.
     start: first metaparameters, which methods that do not move them keep: `none`: λ₁ 0, no distillation; `naive`: λ₁
         0.5; both T 1; `random`: λ₁ uniform on (0, 1), T log-uniform on (0.1, 10).
-    prediction: iterations in which the metaparameters follow a line; see `bilevel.trajectory`.
-    evaluate_every: iterations from one row of the trace to the next.
     """
 
     iterations: Count = 800
@@ -64,15 +64,14 @@ class ImagesSettings(Settings):
     batch_size: Count = 50
     learning_rate: Positive = 0.1
     outer_batch_size: Count = 50
-    outer_learning_rate: Positive = 0.1
+    outer_learning_rate: Positive = 4.0
     outer_clip: Positive = 0.01
     start: Literal["none", "naive", "random"] = "random"
-    prediction: LocallyLinear | None = None
     evaluate_every: Count = 80
 
 
 class Labelled(NamedTuple):
-    """Images of all seeds as `student.forward` takes them, (S, n, 256, 16), and labels (S, n)."""
+    """Images of all seeds as `student.forward` takes them, (S, n, 256, 16 C), and labels (S, n)."""
 
     images: Tensor
     labels: Tensor
@@ -137,6 +136,8 @@ class DistillationImages(Searched):
     """
 
     settings_class = ImagesSettings
+    teacher_kind = "convnet"
+    settings: ImagesSettings
     space: ClassVar[Space] = {"beta_distillation": (*BETAS, False), "temperature": (*TEMPERATURES, True)}
 
     def __init__(
@@ -151,6 +152,7 @@ class DistillationImages(Searched):
         self.outer_steps, self.evaluate_every = settings.iterations, settings.evaluate_every
         self.prediction = settings.prediction
         self.optimizer, self.problem = SGD(learning_rate=settings.learning_rate), _PROBLEM
+        self._channels = splits_of(dataset)["train"].images.shape[1]
         self._steps_per_epoch = settings.student_size // settings.batch_size
         self._order: tuple[int, Tensor] | None = None
 
@@ -166,6 +168,13 @@ class DistillationImages(Searched):
                 "images (student_size)"
             )
 
+    @classmethod
+    def check_teacher(cls, settings: Settings, teacher: Settings) -> None:
+        """SettingsError where student_size or outer_batch_size asks for more images than the teacher has."""
+        assert isinstance(settings, ImagesSettings)
+        assert isinstance(teacher, ConvnetSettings)
+        _check_sizes(settings, {"train": teacher.train_size, "validation": teacher.validation_size})
+
     def use_teachers(self, teachers: Sequence[Mapping[str, Tensor]]) -> None:
         """Take the division of the data, and the teachers' logits for their students' images.
 
@@ -173,7 +182,7 @@ class DistillationImages(Searched):
         outer_batch_size asks for more images than the teacher has.
         """
         wanted = {"parameters", "pixels", *(f"{name}_{part}" for name in SETS for part in ("ids", "labels"))}
-        self.check_teachers(teachers, "convnet", wanted)
+        self.check_tensors(teachers, wanted)
         for seed, tensors in zip(self.seeds, teachers, strict=True):
             self._check_teacher(seed, tensors)
         self._teachers = [{name: tensor.to(self.device) for name, tensor in tensors.items()} for tensors in teachers]
@@ -189,7 +198,8 @@ class DistillationImages(Searched):
 
     def start(self) -> tuple[Tensor, Tensor]:
         """The student's first parameters, the same for all arms, and the first metaparameters (S, 2)."""
-        params = torch.stack([student.initial(generator(self.study, "initialization", seed)) for seed in self.seeds])
+        draws = [generator(self.study, "initialization", seed) for seed in self.seeds]
+        params = torch.stack([student.initial(one, self._channels) for one in draws])
         hyper = torch.stack([self._first_hyper(seed) for seed in self.seeds])
         return self.optimizer.init(params.to(self.device)), hyper.to(self.device)
 
@@ -211,10 +221,13 @@ class DistillationImages(Searched):
 
     def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:
         """The next batch of the student's images, and validation images."""
-        epoch, index = divmod(step, self._steps_per_epoch)
-        ids = self._epoch(epoch)[:, index]
         outer = self._permutations("outer", step, self._validation)[:, : self.settings.outer_batch_size]
-        return [Distilled(*_chosen(self._train, ids))], Labelled(*_chosen(self._validation, outer))
+        return self.inner_batches(step), Labelled(*_chosen(self._validation, outer))
+
+    def inner_batches(self, step: int) -> Sequence[Batch]:
+        """The next batch of the student's images."""
+        epoch, index = divmod(step, self._steps_per_epoch)
+        return [Distilled(*_chosen(self._train, self._epoch(epoch)[:, index]))]
 
     def _epoch(self, epoch: int) -> Tensor:
         """Ids of a pass over the student's images, (S, steps, B)."""
@@ -270,14 +283,13 @@ class DistillationImages(Searched):
         return torch.tensor(shares, dtype=torch.float64)
 
     def _images(self, teacher: Mapping[str, Tensor], name: str, size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Standardized images (n, 1, 28, 28) of one of a teacher's sets, or the first of them, and labels (n,)."""
+        """Standardized images (n, C, rows, columns) of one of a teacher's sets or the first, and labels (n,)."""
         split, ids = splits_of(self._dataset)[name], teacher[f"{name}_ids"][:size].cpu()
         images = standardized(split.images[ids].to(self.device), *teacher["pixels"].tolist())
         return images, split.labels[ids].to(self.device)
 
     def _check_teacher(self, seed: int, tensors: Mapping[str, Tensor]) -> None:
         """SettingsError where it cannot teach these students."""
-        s = self.settings
         for name, split in splits_of(self._dataset).items():
             ids, labels = tensors[f"{name}_ids"].cpu(), tensors[f"{name}_labels"].cpu()
             if int(ids.max()) >= len(split.labels) or not torch.equal(split.labels[ids], labels):
@@ -285,12 +297,18 @@ class DistillationImages(Searched):
                     f"teacher: that of seed {seed} was trained on other data than {self._dataset.name}; name one whose "
                     f"data is {self._dataset.name}"
                 )
-        for setting, count, name in (
-            ("student_size", s.student_size, "train"),
-            ("outer_batch_size", s.outer_batch_size, "validation"),
-        ):
-            if count > (found := len(tensors[f"{name}_ids"])):
-                raise SettingsError(f"{setting}: {count} of the teacher's {name} images are asked for, it has {found}")
+        _check_sizes(self.settings, {name: len(tensors[f"{name}_ids"]) for name in ("train", "validation")})
+
+
+def _check_sizes(settings: ImagesSettings, counts: Mapping[str, int]) -> None:
+    for setting, count, name in (
+        ("student_size", settings.student_size, "train"),
+        ("outer_batch_size", settings.outer_batch_size, "validation"),
+    ):
+        if count > counts[name]:
+            raise SettingsError(
+                f"{setting}: {count} of the teacher's {name} images are asked for, it has {counts[name]}"
+            )
 
 
 def _stacked(shares: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

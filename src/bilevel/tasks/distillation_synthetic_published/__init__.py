@@ -27,10 +27,15 @@ from pydantic import model_validator
 from torch import Tensor
 
 from bilevel.outer import Adam
-from bilevel.settings import SettingsError
+from bilevel.settings import Settings, SettingsError
 from bilevel.tasks.distillation import Distillation, DistillationSettings
 from bilevel.tasks.distillation_synthetic_published.slip import SlippedAdam
-from bilevel.teachers.logistic import SETS, published_samples
+from bilevel.teachers.logistic import PUBLISHED_SIZES, SETS, LogisticSettings, published_samples
+
+_OTHER_SAMPLES = (
+    "teacher: the published run is repeated, whose samples are needed; name a teacher with the setting draws: "
+    "published and without sizes of its own"
+)
 
 
 class PublishedSettings(DistillationSettings):
@@ -56,16 +61,22 @@ class DistillationSyntheticPublished(Distillation):
     tuned_on: Literal["validation", "test"] = "test"
     divergence = "student_teacher"
 
+    @classmethod
+    def check_teacher(cls, settings: Settings, teacher: Settings) -> None:
+        """SettingsError for a teacher with other samples than the published ones."""
+        assert isinstance(teacher, LogisticSettings)
+        if teacher.draws != "published" or tuple(teacher.sizes) != PUBLISHED_SIZES:
+            raise SettingsError(_OTHER_SAMPLES)
+
     def use_teachers(self, teachers: Sequence[Mapping[str, Tensor]]) -> None:
-        """As for all students; SettingsError for a teacher with other samples than the published ones."""
+        """As for all students; SettingsError as `check_teacher`."""
         super().use_teachers(teachers)
+        wanted = [torch.split(part, list(PUBLISHED_SIZES)) for part in published_samples(sum(PUBLISHED_SIZES))]
         for tensors in teachers:
-            found = torch.cat([tensors[f"{name}_points"] for name in SETS])
-            if not torch.equal(found, published_samples(len(found))[0]):
-                raise SettingsError(
-                    f"teacher: {self.study} repeats the published run, whose samples are needed; name a teacher with "
-                    "the setting draws: published"
-                )
+            for name, points, labels in zip(SETS, *wanted, strict=True):
+                same = torch.equal(tensors[f"{name}_points"].cpu(), points)
+                if not same or not torch.equal(tensors[f"{name}_labels"].cpu(), labels):
+                    raise SettingsError(_OTHER_SAMPLES)
 
     def outer_optimizer(self) -> Adam:
         """The shared one, or one that makes the published slip."""

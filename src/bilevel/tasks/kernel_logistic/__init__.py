@@ -5,8 +5,9 @@ Deck 001, "Неявное дифференцирование" and "Пример"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bilevel import hypergradients
 from bilevel.data import Dataset
+from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
 from bilevel.metrics import auc
 from bilevel.optimizers import LBFGS, SGD, Fixed, Until
@@ -39,8 +41,8 @@ Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=20)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-INITIAL_LEVEL = -4.6
-"""First log λ: λ = 0.01."""
+LEVELS = tuple(exponent * math.log(10) for exponent in range(-6, 1))
+"""Values of log λ of which the first one is chosen."""
 
 LEARNING_RATE = 1.0
 """Of the differentiated inner steps: the inverse of the bound on the Hessian, see `Objective`."""
@@ -74,9 +76,9 @@ class KernelLogisticSettings(Settings):
     test_size: Size = 1000
     loop: Literal["honest", "greedy"] = "honest"
     inner_steps: Count = 1
-    outer_steps: Count = 40
+    outer_steps: Count = 100
     outer_learning_rate: Positive = 0.3
-    outer_tolerance: Positive | None = 1e-4
+    outer_tolerance: Positive | None = 1e-3
     inner_tolerance: Positive = 1e-8
     most_steps: Count = 500
 
@@ -88,15 +90,21 @@ class KernelLogistic(HonestLoop):
     What it does not solve in `most_steps` is counted (`unsolved`, `solved`). Every step sees all data, so that inner
     batches are empty; training, validation and test sets of a seed are the same for all kernels.
 
+    The first λ is that of `LEVELS` whose solution has the least validation loss, by seed and for every kernel alike:
+    from a λ that is far too large the hypergradient leads on to larger ones, to a decision function that is constant.
+
     Trace, after k updates: `test_cross_entropy`, `test_auc`, `validation_cross_entropy`, `log_lambda`. In the honest
     loop these are of the inner problem solved at the hyperparameters of that moment; in the greedy loop of the
     parameters as the steps have left them.
     Summary, of solved inner problems in both loops, on test data: `cross_entropy`, `auc`, `error`; besides,
-    `validation_cross_entropy` and `lambda`; the same with `_start` at the first hyperparameters. `solved` is 1 where
-    both were solved to `inner_tolerance`. For `mixture`, of each part: `weight_…` p_j, `share_…`, its part
-    p_j aᵀ K_j a / aᵀ K a in the squared norm of the decision function, and `width_…` of RBFs, in units of the data.
-    Points, of seed 0: `train`, labels; on a grid over the training data, before and after (`_start`, `_end`),
-    `decision`, the probability of class 1, and `kernel`, K(x₀, x) / K(x₀, x₀); `center` is x₀.
+    `validation_cross_entropy` and `log_lambda`; the same with `_start` at the first hyperparameters. `solved` is 1
+    where both were solved to `inner_tolerance`; `start_inner_steps` are those of the solver for the choice of the first
+    λ. For `mixture`, of each part: `weight_…` p_j, `share_…`, its part
+    p_j aᵀ K_j a / aᵀ K a in the squared norm of the decision function, and `width_…` of RBFs, in units of the data;
+    `rbf_1` is the narrowest in the end, `rbf_3` the widest.
+    Points, of the smallest seed of the job: `train`, labels; on a grid over the training data, before and after
+    (`_start`, `_end`), `decision`, the probability of class 1, and `kernel`, that of K with the shares s_j in the place
+    of the weights, Σ_j s_j K_j(x₀, x) / Σ_j s_j K_j(x₀, x₀); `center` is x₀.
     """
 
     settings_class = KernelLogisticSettings
@@ -128,10 +136,23 @@ class KernelLogistic(HonestLoop):
         return loop(self, method, name)
 
     def start(self) -> tuple[Tensor, Tensor]:
-        """No decision function at all, λ = 0.01, equal weights."""
-        first = torch.tensor(self.kernel.start(INITIAL_LEVEL), dtype=torch.float64, device=self.device)
-        params = first.new_zeros(len(self.seeds), self.settings.train_size + 1)
-        return self.optimizer.init(params), first.repeat(len(self.seeds), 1)
+        """No decision function at all, the first λ, equal weights."""
+        state, hyper, _ = self._started
+        return state.clone(), hyper.clone()
+
+    @cached_property
+    def _started(self) -> tuple[Tensor, Tensor, Tensor]:
+        """First state and hyperparameters, and the solver's steps for their choice, (S,)."""
+        zeros = self.train.points.new_zeros(len(self.seeds), self.settings.train_size + 1)
+        state, losses, steps = self.optimizer.init(zeros), [], torch.zeros(len(self.seeds), dtype=torch.float64)
+        tried = torch.stack([zeros.new_tensor(self.kernel.start(level)).repeat(len(zeros), 1) for level in LEVELS])
+        for hyper in tried:
+            found = solve(self, state, hyper, 0)
+            loss = Derivatives(self.problem, hyper).outer_loss(self.optimizer.params(found.state), self._outer_batch)
+            losses.append(torch.where(found.metrics["solved"].to(loss.device) > 0, loss, torch.inf))
+            steps += found.metrics["inner_steps"]
+        best = torch.stack(losses).nan_to_num(math.inf).argmin(0)
+        return state, tried[best, torch.arange(len(zeros), device=best.device)], steps
 
     def outer_optimizer(self) -> Adam:
         """Adam with its default decay rates."""
@@ -167,26 +188,33 @@ class KernelLogistic(HonestLoop):
             **self._metrics(self.optimizer.params(after), hyper),
             **{f"{metric}_start": values for metric, values in started.items()},
             "solved": solved * solved_before,
+            "start_inner_steps": self._started[2],
             **(self._parts(self.optimizer.params(after), hyper) if self.kernel.learned else {}),
         }
 
     def points(self, state: Tensor, hyper: Tensor) -> list[Point]:
-        """See the class; none without seed 0."""
-        if self.seeds[0] != 0:
-            return []
+        """See the class."""
         before, hyper_before = self.start()
-        places = self._grid()
+        seed, index = min((seed, index) for index, seed in enumerate(self.seeds))
+        places = self._grid(index)
         center = places.new_tensor([CENTER])
-        rows = _points("train", self.train.points[0], self.train.labels[0])
-        rows += _points("center", center, center.new_ones(1))
+        rows = _points(seed, "train", self.train.points[index], self.train.labels[index])
+        rows += _points(seed, "center", center, center.new_ones(1))
         for when, where, chosen in (("start", before, hyper_before), ("end", state, hyper)):
             params = self.optimizer.params(self._solved(where, chosen)[0])
             (decided,) = self._decision(params, chosen, self._pairs(places))
-            rows += _points(f"decision_{when}", places, decided[0].sigmoid())
+            rows += _points(seed, f"decision_{when}", places, decided[index].sigmoid())
+            shares = self._shares(params, chosen)[index]
             across, itself = (
-                self.kernel.matrix(chosen, pairs_of(left, center, self._scale))[0, :, 0] for left in (places, center)
+                sum(
+                    share * part[index, :, 0]
+                    for share, part in zip(
+                        shares, self.kernel.parts(chosen, pairs_of(left, center, self._scale)), strict=True
+                    )
+                )
+                for left in (places, center)
             )
-            rows += _points(f"kernel_{when}", places, across / itself)
+            rows += _points(seed, f"kernel_{when}", places, across / itself)
         return rows
 
     def _draw(self, study: str) -> list[Samples]:
@@ -225,32 +253,33 @@ class KernelLogistic(HonestLoop):
             "auc": torch.tensor(areas, dtype=torch.float64),
             "error": ((test > 0) != classes).double().mean(-1),
             "validation_cross_entropy": cross_entropy(validation, self.validation.labels),
-            "lambda": hyper[:, 0].exp(),
+            "log_lambda": hyper[:, 0],
         }
         return {metric: values.cpu().double() for metric, values in found.items()}
 
     @torch.no_grad()
+    def _shares(self, params: Tensor, hyper: Tensor) -> Tensor:
+        """Part of each K_j in the squared norm of the decision function, (S, parts)."""
+        expansion = self._objective.at(hyper).coordinates.coefficients(params)[0].unsqueeze(-1)
+        parts = torch.stack(self.kernel.parts(hyper, self._outer_batch.train), dim=1)
+        norms = self.kernel.weights(hyper) * (expansion.mT.unsqueeze(1) @ parts @ expansion.unsqueeze(1)).flatten(1)
+        return norms / norms.sum(-1, keepdim=True)
+
+    @torch.no_grad()
     def _parts(self, params: Tensor, hyper: Tensor) -> dict[str, Tensor]:
         """Weight, share and width of each part of the kernel."""
-        train = self._outer_batch.train
-        expansion = self._objective.at(hyper).coordinates.coefficients(params)[0].unsqueeze(-1)
-        weights = self.kernel.weights(hyper).unbind(-1)
-        parts = self.kernel.parts(hyper, train)
-        norms = torch.stack(
-            [w * (expansion.mT @ part @ expansion).flatten() for w, part in zip(weights, parts, strict=True)]
-        )
         widths = self.kernel.relative_widths(hyper) * self._scale.distance.squeeze(-1).sqrt()
-        names = self.kernel.names
-        found = {
-            **{f"weight_{name}": values for name, values in zip(names, weights, strict=True)},
-            **{f"share_{name}": values for name, values in zip(names, norms / norms.sum(0), strict=True)},
-            **{f"width_{name}": values for name, values in zip(names, widths.unbind(-1), strict=False)},
-        }
+        widths, order = widths.sort(dim=-1)
+        found = {f"width_{name}": values for name, values in zip(self.kernel.names, widths.unbind(-1), strict=False)}
+        for kind, values in (("weight", self.kernel.weights(hyper)), ("share", self._shares(params, hyper))):
+            radial = values[:, : order.shape[-1]].gather(-1, order)
+            ordered = torch.cat([radial, values[:, order.shape[-1] :]], -1)
+            found |= {f"{kind}_{name}": part for name, part in zip(self.kernel.names, ordered.unbind(-1), strict=True)}
         return {metric: values.cpu().double() for metric, values in found.items()}
 
-    def _grid(self) -> Tensor:
-        """`GRID` by `GRID` points over the range of seed 0's training points, (GRID², 2)."""
-        points = self.train.points[0]
+    def _grid(self, index: int) -> Tensor:
+        """`GRID` by `GRID` points over the range of a seed's training points, (GRID², 2)."""
+        points = self.train.points[index]
         axes = [torch.linspace(float(axis.min()), float(axis.max()), GRID) for axis in points.T]
         return torch.cartesian_prod(*axes).to(points)
 
@@ -260,10 +289,10 @@ def _nothing(params: Tensor, hyper: Tensor, batch: Batch) -> Tensor:
     return params.new_zeros(())
 
 
-def _points(quantity: str, places: Tensor, values: Tensor) -> list[Point]:
-    """Of seed 0, rounded: places (n, 2), values (n,)."""
+def _points(seed: int, quantity: str, places: Tensor, values: Tensor) -> list[Point]:
+    """Rounded: places (n, 2), values (n,)."""
     rows = torch.cat([places, values.unsqueeze(-1)], dim=-1).tolist()
-    return [Point(0, quantity, *(round(number, DIGITS) for number in row)) for row in rows]
+    return [Point(seed, quantity, *(round(number, DIGITS) for number in row)) for row in rows]
 
 
 TASK = KernelLogistic

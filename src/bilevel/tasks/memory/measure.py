@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pickle
 import statistics
@@ -11,11 +10,11 @@ import time
 import traceback
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from bilevel import peak_memory
 from bilevel.cost import Cost
 
 Estimate = Callable[[int], tuple[Cost, bool]]
@@ -24,7 +23,6 @@ Estimate = Callable[[int], tuple[Cost, bool]]
 WARM_UP = 2
 ENOUGH, MOST = 0.05, 5  # seconds, repeats
 PAGE = 4096  # bytes
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Measurement(NamedTuple):
@@ -54,12 +52,12 @@ def measure(estimate: Estimate, steps: int, device: torch.device) -> Measurement
 
 def _measure(estimate: Estimate, steps: int, device: torch.device) -> Measurement:
     estimate(WARM_UP)
-    before = _start(device)
+    before = peak_memory.begin(device)
     begin = time.perf_counter()
     cost, finite = estimate(steps)
     _finish(device)
     seconds = [time.perf_counter() - begin]
-    peak = _peak(device)
+    peak = peak_memory.peak(device)
     while sum(seconds) < ENOUGH and len(seconds) < MOST:
         begin = time.perf_counter()
         estimate(steps)
@@ -95,38 +93,6 @@ def _in_fork(work: Callable[[], Measurement]) -> Measurement:
     return result
 
 
-def _start(device: torch.device) -> int | None:
-    """Begin a new peak; returns the memory held now, in bytes, None where the system does not tell."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        # freed memory that the C library keeps would be taken from first, and show in no peak
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        RESET.write_text("5")  # the peak becomes what is held now
-        return _status("VmRSS")
-    except (OSError, AttributeError):
-        return None
-
-
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak(device: torch.device) -> int | None:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        return _status("VmHWM")
-    except OSError:
-        return None
-
-
-def _status(key: str) -> int:
-    """A quantity of memory of this process, in bytes."""
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"{STATUS} has no {key}")

@@ -1,0 +1,5 @@
+"""Grid search."""
+
+from bilevel.tasks.search_function.grid import Grid
+
+METHOD = Grid

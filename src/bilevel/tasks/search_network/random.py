@@ -1,0 +1,5 @@
+"""Random search."""
+
+from bilevel.tasks.search_function.random import Random
+
+METHOD = Random

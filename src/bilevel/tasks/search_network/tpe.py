@@ -1,0 +1,5 @@
+"""Tree-structured Parzen estimator."""
+
+from bilevel.tasks.search_function.tpe import TPE
+
+METHOD = TPE
