@@ -69,7 +69,7 @@ def _other_data(look: Lookup, study: str, block: SlideTable, deck: Deck) -> str:
     data = look.data(study)
     if not block.comparable:
         return (
-            "The slide does not say which data it used. Levels are not to be compared with the slide, only methods "
+            "Data or sizes are not those of the slide. Levels are not to be compared with it, only methods "
             "with one another."
         )
     if not data or data in deck.data:

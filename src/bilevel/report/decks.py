@@ -83,7 +83,7 @@ class Row(_Model):
 class SlideTable(_Model):
     """The slide's own table, its figures beside what came out in each of the studies.
 
-    comparable: whether levels can be compared, as they cannot where the slide's data are not known.
+    comparable: whether levels can be compared, as they cannot on other data or in another size than the slide's.
     """
 
     kind: Literal["slide_table"]
