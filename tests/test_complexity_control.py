@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import made_images
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import cross_entropy
 
-from bilevel.data import Dataset, Split
+from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.none import NoHypergradient
 from bilevel.models import complexity
@@ -31,14 +33,7 @@ LEVELS = [-3.0, -1.0, 2.0]
 FAMILIES = ("base", "var", "rep")
 
 
-def blobs(count: int, seed: int) -> Split:
-    """Noisy images with a bright bar whose place tells the label."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.randint(10, (count,), generator=draws)
-    images = torch.randint(80, (count, 1, 28, 28), generator=draws)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 2 * label + 3 : 2 * label + 6, 4:24] += 150
-    return Split(images.to(torch.uint8), labels)
+blobs = partial(made_images.blobs, random_labels=True)
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import made_images
 import pytest
 import torch
 from torch import Tensor
@@ -36,14 +38,7 @@ LINE = {"length": 2, "every": 2, "of": "values"}
 METRICS = {f"{name}_{metric}" for name in ("test", "validation") for metric in ("accuracy", "cross_entropy")}
 
 
-def blobs(count: int, seed: int) -> Split:
-    """Noisy images with a bright bar whose place tells the label."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.randint(10, (count,), generator=draws)
-    images = torch.randint(80, (count, 1, 28, 28), generator=draws)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 2 * label + 3 : 2 * label + 6, 4:24] += 150
-    return Split(images.to(torch.uint8), labels)
+blobs = partial(made_images.blobs, random_labels=True)
 
 
 def trained(dataset: Dataset, seed: int, **settings: Any) -> Trained:

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_images import blobs
 from scipy.linalg import solve
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal, norm
 from torch import Tensor
 
-from bilevel.data import Dataset, Split
+from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.models.hypernetwork import Hypernetwork
 from bilevel.optimizers import SGD, Adam
@@ -46,16 +47,6 @@ GLOBAL = {**SIZES, "outer_steps": 5, "evaluate_every": 2, "hidden": 3, "steps": 
 SCATTER = {"train_size": 30, "validation_size": 40, "evaluations": [3, 5, 7], "candidates": 20, "steps": 3}
 SCATTER |= {"batch_size": 10, "most_samples": 5}
 TRACE = {"level", "predicted_loss", "true_loss", "gap", "distance", "excess"}
-
-
-def blobs(count: int) -> Split:
-    """Noisy images with a bright bar whose place tells the label."""
-    draws = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 10
-    images = torch.randint(80, (count, 1, 28, 28), generator=draws)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 2 * label + 3 : 2 * label + 6, 4:24] += 150
-    return Split(images.to(torch.uint8), labels)
 
 
 @pytest.fixture(scope="module")

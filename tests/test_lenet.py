@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_images import blobs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -39,16 +40,6 @@ SMALL = {
 }
 TEST_METRICS = ("cross_entropy", "cross_entropy_softmax", "error", "one_minus_auc", "one_minus_auc_hard")
 METRICS = {*TEST_METRICS, "validation_cross_entropy", "validation_error"}
-
-
-def blobs(count: int, seed: int) -> Split:
-    """Noisy images with a bright bar whose place tells the label."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 10
-    images = torch.randint(80, (count, 1, 28, 28), generator=draws)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 2 * label + 3 : 2 * label + 6, 4:24] += 150
-    return Split(images.to(torch.uint8), labels)
 
 
 @pytest.fixture(scope="module")

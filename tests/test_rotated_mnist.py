@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_images import blobs
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from bilevel.architecture import Choice, Mixture, centroid_divergence, contrastive, pairwise_divergence
-from bilevel.data import Dataset, Split
+from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Estimate
 from bilevel.models.supernet import Discrete, Statistics, Supernet
@@ -37,16 +38,6 @@ SMALL = {
     "outer_learning_rate": 0.05,
 }
 TASKS = ("rotated_mnist_corrected", "rotated_mnist_published")
-
-
-def blobs(count: int, seed: int) -> Split:
-    """Noisy images, no two the same, with a bright bar whose place tells the label."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 10
-    images = torch.randint(80, (count, 1, 28, 28), generator=draws)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 2 * label + 3 : 2 * label + 6, 4:24] += 150
-    return Split(images.to(torch.uint8), labels)
 
 
 @pytest.fixture(scope="module")

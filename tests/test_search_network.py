@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
+import made_images
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from bilevel.data import Dataset, Split
+from bilevel.data import Dataset
 from bilevel.models import perceptron
 from bilevel.results import Result
 from bilevel.settings import SettingsError
@@ -34,14 +36,7 @@ HYPERGRADIENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def blobs(count: int, seed: int) -> Split:
-    """Noisy images with a bright bar whose place tells the label."""
-    draws = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % 10
-    images = torch.randint(200, (count, 1, 28, 28), generator=draws)
-    for index, label in enumerate(labels.tolist()):
-        images[index, 0, 2 * label + 3 : 2 * label + 6, 4:24] += 50
-    return Split(images.to(torch.uint8), labels)
+blobs = partial(made_images.blobs, noise=200, bar=50)
 
 
 @pytest.fixture(scope="module")

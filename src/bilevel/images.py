@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from bilevel.data import Dataset, Split
+from bilevel.problem import Batch
 from bilevel.randomness import generator
 from bilevel.settings import SettingsError
 
@@ -38,6 +39,27 @@ class Images(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+
+class Share(NamedTuple):
+    """One seed's data, disjoint."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+
+class Batches(Sequence[Batch]):
+    """Inner batches (images, labels), gathered when asked for from ids (T, S, B)."""
+
+    def __init__(self, sources: Sequence[Images], ids: Tensor) -> None:
+        self._sources, self._ids = sources, ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # slices are not needed
+        return gather(self._sources, self._ids[index])
 
 
 def check_sizes(sizes: Sizes, name: str | None, counts: Mapping[str, int]) -> int:

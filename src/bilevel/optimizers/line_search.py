@@ -16,8 +16,8 @@ from bilevel.derivatives import Derivatives
 from bilevel.optimizers.base import STRICT
 from bilevel.optimizers.learned import Learned, LearningRate, counts, pull_back, value_of
 from bilevel.problem import Batch
+from bilevel.settings import Positive
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Limit = Annotated[int, Field(ge=1)]
 

@@ -23,7 +23,7 @@ from bilevel.optimizers import SGD
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Result
-from bilevel.settings import Settings
+from bilevel.settings import Count, Positive, Settings
 from bilevel.tasks.base import Task
 
 ROUNDING = 1e-12
@@ -33,9 +33,6 @@ NEWTON_STEPS = 100
 
 Places = dict[int, dict[str, Tensor]]
 """Step -> metric -> (S,), along one axis."""
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
 class BiasSettings(Settings):

@@ -23,11 +23,9 @@ from bilevel.outer import Adam
 from bilevel.problem import Batch
 from bilevel.randomness import generator
 from bilevel.results import Histogram, Metrics
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BINS = 20
 CHUNK = 500
 

@@ -21,8 +21,8 @@ from bilevel.problem import Batch
 from bilevel.progress import Progress
 from bilevel.results import Result
 from bilevel.runs import greedy
-from bilevel.settings import Settings
-from bilevel.tasks.hypernetwork import Count, HypernetworkSettings, HyperTraining, Level, Positive
+from bilevel.settings import Count, Positive, Settings
+from bilevel.tasks.hypernetwork import HypernetworkSettings, HyperTraining, Level
 from bilevel.tasks.hypernetwork.linear_model import SIZE
 
 CHUNK = 100

@@ -16,8 +16,8 @@ from bilevel.data import Dataset
 from bilevel.models.hypernetwork import Hypernetwork
 from bilevel.optimizers import SGD, Adam
 from bilevel.problem import Batch
-from bilevel.settings import Settings
-from bilevel.tasks.hypernetwork import Count, HypernetworkSettings, HyperTraining, Level, Positive
+from bilevel.settings import Count, Positive, Settings
+from bilevel.tasks.hypernetwork import HypernetworkSettings, HyperTraining, Level
 from bilevel.tasks.hypernetwork.linear_model import SIZE
 from bilevel.tracing import traced
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +25,7 @@ from bilevel.columns import WHOLE_RUN
 from bilevel.data import Dataset, Split
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
-from bilevel.images import SETS, Images, check_sizes, counts_of, divide, gather, splits_of, standardized
+from bilevel.images import SETS, Batches, Images, Share, check_sizes, counts_of, divide, gather, splits_of, standardized
 from bilevel.models import lenet
 from bilevel.optimizers import Adam
 from bilevel.outer import Adam as OuterAdam
@@ -35,12 +35,10 @@ from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Histogram, Metrics, Result
 from bilevel.runs import greedy
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
 from bilevel.tracing import traced
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DRAWS = "lenet_l2"
 """What random numbers are drawn for, whatever a study is called: studies that differ in a setting can be compared."""
 LEAST_DEVIATION = 1e-3  # of pixels: below it images are taken to be all the same
@@ -90,27 +88,6 @@ class LenetSettings(Settings):
     def steps_per_epoch(self) -> int:
         """Number of inner steps."""
         return self.images // self.batch_size
-
-
-class Share(NamedTuple):
-    """One seed's data: standardized images (N, 1, 28, 28) with labels; disjoint, unless both sets are trained on."""
-
-    train: Images
-    validation: Images
-    test: Images
-
-
-class Batches(Sequence[Batch]):
-    """Inner batches (images, labels), gathered when asked for from ids (T, S, B)."""
-
-    def __init__(self, sources: Sequence[Images], ids: Tensor) -> None:
-        self._sources, self._ids = sources, ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # slices are not needed
-        return gather(self._sources, self._ids[index])
 
 
 class LenetL2(OuterLoop):

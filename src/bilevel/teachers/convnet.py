@@ -16,11 +16,9 @@ from bilevel.models import lenet
 from bilevel.optimizers import Adam
 from bilevel.problem import Problem
 from bilevel.randomness import generator
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Settings, SettingsError
 from bilevel.teachers.base import Teacher, Trained
 from bilevel.tracing import traced
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class ConvnetSettings(Settings):

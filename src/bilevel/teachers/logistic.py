@@ -16,7 +16,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.optimizers import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.settings import Settings
+from bilevel.settings import Count, Settings
 from bilevel.teachers.base import Teacher, Trained
 from bilevel.tracing import traced
 
@@ -32,8 +32,6 @@ SETS = ("teacher", "student", "validation", "test")
 
 PUBLISHED_SIZES = (200, 15, 15, 200)
 """How many each of them had."""
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class LogisticSettings(Settings):

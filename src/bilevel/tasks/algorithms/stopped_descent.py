@@ -12,9 +12,8 @@ from torch import Tensor
 from bilevel.hypergradients.unrolled import Unrolled
 from bilevel.optimizers import SGD, Until
 from bilevel.problem import Problem
+from bilevel.settings import Positive
 from bilevel.tasks.algorithms.base import STRICT, Algorithm
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, config=STRICT)

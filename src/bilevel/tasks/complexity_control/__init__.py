@@ -30,14 +30,12 @@ from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
 from bilevel.runs import blank, greedy
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.complexity_control.pruning import SHARES, accuracies, accuracy_metrics
 from bilevel.tracing import traced
 
 Family = Literal["base", "var", "rep"]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Level = Annotated[float, Field(ge=-10, le=10)]
 
 KNOTS = {"linear": 2, "piecewise": 6}

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -23,7 +22,7 @@ from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.distillation.metaparameters import BETAS, TEMPERATURES, inverse, random_values, values
 from bilevel.tasks.distillation.search import TPE, DistilledSettings, Searched
 from bilevel.teachers.logistic import (
@@ -42,8 +41,6 @@ from bilevel.tracing import traced
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Divergence = Literal["teacher_student", "student_teacher"]
 
 GRID, EDGE, BESIDE = 41, 3.0, 1e-6

@@ -13,10 +13,9 @@ Source: Gorpinich, Bakhteev and Strijov 2022, with the code of the experiments o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
@@ -27,7 +26,7 @@ from bilevel.optimizers import SGD
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.distillation.search import DistilledSettings, Searched
 from bilevel.teachers.convnet import ConvnetSettings
 from bilevel.tracing import traced
@@ -35,8 +34,6 @@ from bilevel.tracing import traced
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 BETAS, TEMPERATURES = (0.0, 1.0), (0.1, 10.0)
 """The box of the metaparameters."""

@@ -25,7 +25,7 @@ from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point
-from bilevel.settings import Settings
+from bilevel.settings import Count, Positive, Settings
 from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.hypernetwork.best_response import BestResponse
 from bilevel.tasks.hypernetwork.linear_model import (
@@ -41,8 +41,6 @@ from bilevel.tasks.hypernetwork.linear_model import (
     penalty,
 )
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Level = Annotated[float, Field(ge=-20, le=20)]
 
 LOWEST, HIGHEST, SEARCHED = -4.0, 8.0, 1201

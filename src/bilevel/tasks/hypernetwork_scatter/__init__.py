@@ -26,7 +26,7 @@ from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import blank
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import Task
 from bilevel.tasks.hypernetwork.best_response import BestResponse
 from bilevel.tasks.hypernetwork.linear_model import (
@@ -43,9 +43,6 @@ from bilevel.tasks.hypernetwork.linear_model import (
     penalty,
 )
 from bilevel.tasks.hypernetwork_scatter.surrogate import Surrogate
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 PLACES = 241
 """Levels between which the loss of a class is interpolated; the mean of all is then wrong by 3e-4 at most."""

@@ -25,7 +25,7 @@ from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import greedy, honest, solve
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import HonestLoop
 from bilevel.tasks.kernel_logistic.data import Samples, draw
 from bilevel.tasks.kernel_logistic.kernel import KERNELS, Pairs, pairs_of, scale_of
@@ -37,9 +37,7 @@ from bilevel.tasks.kernel_logistic.objective import (
     validation_loss,
 )
 
-Count = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=20)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 LEVELS = tuple(exponent * math.log(10) for exponent in range(-6, 1))
 """Values of log λ of which the first one is chosen."""

@@ -6,11 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bilevel.settings import Settings
+from bilevel.settings import Count, NotNegative, Positive, Settings
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 ARMS = {"single_en": ("en",), "single_de": ("de",), "union": ("en", "de"), "multimodel": ("en", "de")}

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from bilevel.data import Dataset
@@ -31,13 +31,11 @@ from bilevel.problem import Batch
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
 from bilevel.runs import blank, greedy
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.learned_optimizer.problems import Family, Networks, Quadratics
 from bilevel.tasks.learned_optimizer.tuned import Tuned, tune
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SIDE, CLASSES = 28, 10
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,7 +28,18 @@ from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
 from bilevel.hypergradients.base import advance
-from bilevel.images import SETS, Images, check_sizes, counts_of, divide, gather, pooled, splits_of, standardized
+from bilevel.images import (
+    SETS,
+    Batches,
+    Images,
+    Share,
+    check_sizes,
+    counts_of,
+    divide,
+    pooled,
+    splits_of,
+    standardized,
+)
 from bilevel.models.mlp import MLP
 from bilevel.optimizers import Learned, Momentum
 from bilevel.outer import Adam
@@ -36,7 +47,7 @@ from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import blank, greedy
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.rmad.grid import Grid, search
 from bilevel.tracing import traced
@@ -44,8 +55,6 @@ from bilevel.tracing import traced
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 SIDE, CLASSES = 28, 10
 RATES, MOMENTUM_GAPS = (0.01, 1.0), (0.01, 1.0)
@@ -87,27 +96,6 @@ class RMADSettings(Settings):
     outer_set: Literal["validation", "train"] = "validation"
     runs: Count = 3
     evaluate_every: Count = 5
-
-
-class Share(NamedTuple):
-    """One seed's data, disjoint: images (N, pixels), black 0 and white 1, with their labels."""
-
-    train: Images
-    validation: Images
-    test: Images
-
-
-class Batches(Sequence[Batch]):
-    """Inner batches (images, labels), gathered when asked for from ids (T, S, B)."""
-
-    def __init__(self, sources: Sequence[Images], ids: Tensor) -> None:
-        self._sources, self._ids = sources, ids
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, index: int) -> Batch:  # type: ignore[override]  # slices are not needed
-        return gather(self._sources, self._ids[index])
 
 
 class RMAD(OuterLoop):

@@ -35,15 +35,12 @@ from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result, Structure
 from bilevel.runs import greedy
-from bilevel.settings import Settings, SettingsError
+from bilevel.settings import Count, NotNegative, Positive, Settings, SettingsError
 from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.rotated_mnist.images import ANGLES, Batch, Domains, Share, Stream, rotated, share
 from bilevel.tasks.rotated_mnist.losses import Losses
 from bilevel.tasks.rotated_mnist.retraining import nominal_parameters, retrained
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 STRUCTURE_DEVIATION = 1e-3
 OUTER_BETAS = (0.5, 0.999)
 UNION = "union"

@@ -21,7 +21,7 @@ from bilevel.outer import Adam
 from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Point, Result
-from bilevel.settings import Settings
+from bilevel.settings import Count, Settings
 from bilevel.tasks.base import Task
 from bilevel.tasks.search_function import functions
 from bilevel.tasks.search_function.base import Search, best_so_far, first_points, run
@@ -34,8 +34,6 @@ GRADIENT = 3
 PICTURE = 9
 CURVE = 101
 SIDE = (0.0, 1.0)
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class SearchFunctionSettings(Settings):

@@ -30,7 +30,7 @@ from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Result
 from bilevel.runs import blank, cost_scalars
-from bilevel.settings import Settings
+from bilevel.settings import Count, Positive, Settings
 from bilevel.tasks.base import Task
 from bilevel.tasks.search_function.base import Search, best_so_far, first_points, run
 from bilevel.tracing import traced
@@ -38,9 +38,6 @@ from bilevel.tracing import traced
 MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, black 0 and white 1
 PRODUCT = 2
 """Gradients that a product with the Hessian counts for."""
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SearchNetworkSettings(Settings):
