@@ -91,17 +91,19 @@ class Browser:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def open(self, path: Path, width: int = 1300, height: int = 900, dark: bool = False, media: str = "") -> None:
-        """Load a file as a device of that width shows it."""
-        self.device(width, height)
+    def open(
+        self, path: Path, width: int = 1300, height: int = 900, dark: bool = False, media: str = "", phone: bool = True
+    ) -> None:
+        """Load a file as a device of that width shows it; `phone`: a phone, where it is narrow."""
+        self.device(width, height, phone)
         self.media(dark, media)
         self._events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         self._wait("Page.loadEventFired")
 
-    def device(self, width: int, height: int = 900) -> None:
-        """Emulate a device of that width in CSS pixels; narrow ones are phones."""
-        phone = width < 700
+    def device(self, width: int, height: int = 900, phone: bool = True) -> None:
+        """Emulate a device of that width in CSS pixels; narrow ones are phones, unless that is ruled out."""
+        phone = phone and width < 700
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,

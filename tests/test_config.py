@@ -50,7 +50,11 @@ def test_default_is_valid_and_names_every_run_once() -> None:
     [
         ("colour", 1, "colour: unknown key"),
         ("studies/cleaning_corrected/sedes", 3, "studies.cleaning_corrected.sedes: unknown key"),
-        ("studies/cleaning_corrected/task", "cleanin", "task: value error, unknown task; there are algorithms, bias"),
+        (
+            "studies/cleaning_corrected/task",
+            "cleanin",
+            "task: value error, unknown task; there are activations, algorithms",
+        ),
         ("studies/cleaning_corrected/data", "mnits", "data: value error, unknown data set; there are mnist_5k, mnist"),
         ("studies/cleaning_corrected/seeds", [0, -1], "seeds: .*a list of seeds from 0 to .*got .0, -1."),
         ("studies/cleaning_corrected/seeds", [1, 1], "every seed may be given once only"),

@@ -345,6 +345,17 @@ def test_predicted_steps_evaluate_no_hypergradient(teachers: Teachers) -> None:
     assert result.trace[6]["predicted"].tolist() == pytest.approx([2 / 3] * 2)  # steps 4 and 5 of 3, 4, 5
 
 
+def test_accuracies_are_also_looked_at_where_the_log_has_figures(
+    teachers: Teachers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bilevel.tasks.distillation_synthetic_published.LOGGED", (3, 4, 6, 9))
+    result = run(build(PUBLISHED, teachers, [0, 1]), "optimized", "darts")
+    found = {metric: values for metric, values in result.summary.items() if metric.startswith("test_accuracy_")}
+    assert set(found) == {"test_accuracy_3", "test_accuracy_6"}  # every third of eight iterations is evaluated
+    for step in (3, 6):
+        assert torch.equal(found[f"test_accuracy_{step}"], result.trace[step]["test_accuracy"])
+
+
 def test_the_slip_gives_the_temperature_another_line() -> None:
     """In predicted steps, and in these only, r₃ moves as with the gradient of r₂."""
     slipped = SlippedAdam(OuterAdam(0.1, betas=(0.5, 0.999)), LocallyLinear(length=2, every=2))

@@ -417,7 +417,7 @@ def test_surrogates_see_the_same_and_what_they_should(dataset: Dataset) -> None:
     again: HypernetworkScatter = build(dataset, "hypernetwork_scatter", **SCATTER)
     assert torch.equal(task.known, again.known)
     seen: list[Tensor] = []
-    task.train = lambda levels: seen.append(torch.stack([levels(0), levels(1)])) or torch.zeros(2, 86_350)  # type: ignore[method-assign, func-returns-value]
+    task.train = lambda levels, _: seen.append(torch.stack([levels(0), levels(1)])) or torch.zeros(2, 86_350)  # type: ignore[method-assign, func-returns-value]
     of = partial(create_method, "hypernetwork_scatter")
     of("fixed", {}).predict(task, 3)  # type: ignore[attr-defined]
     assert torch.equal(seen[0][0], task.known[:, :3])

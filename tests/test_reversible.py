@@ -97,7 +97,8 @@ def test_no_step_and_one_step(make: Any, name: str, steps: int) -> None:
     close = {"rtol": TOLERANCE[name], "atol": TOLERANCE[name]}
     torch.testing.assert_close(found.hypergradient, expected.hypergradient, **close)
     torch.testing.assert_close(found.state, expected.state, **close)
-    assert found.cost.gradients == expected.cost.gradients
+    # the one step is linearized on the way there
+    assert found.cost.gradients == expected.cost.gradients - steps
 
 
 @pytest.mark.parametrize("name", ["momentum_decay", "adam_learned"])
@@ -246,7 +247,7 @@ def test_single_precision(name: str, seeds: int | None) -> None:
 def test_cost() -> None:
     case, size = CASES[1](50), 12
     result = estimate(OPTIMIZERS["momentum"], case)
-    assert (result.cost.gradients, result.cost.hessian_products, result.cost.mixed_products) == (101, 49, 50)
+    assert (result.cost.gradients, result.cost.hessian_products, result.cost.mixed_products) == (100, 49, 50)
     assert result.cost.peak_states == 1
     assert 50 * math.log2(10 / 9) * size <= result.cost.bits <= (1.2 * 50 * math.log2(10 / 9) + 64) * size
     assert result.cost.bits == estimate(OPTIMIZERS["momentum"], case.seed(0)).cost.bits

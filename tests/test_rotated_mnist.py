@@ -529,7 +529,7 @@ def test_every_method_runs(dataset: Dataset, task: str, method: str, settings: d
 
 
 def test_single_domain_without_another(dataset: Dataset) -> None:
-    result = run(build(dataset, domains=1, beta_struct=1.0, beta_contr=0.1))
+    result = run(build(dataset, domains=1))
     assert result.alive.all()
     assert torch.equal(result.summary["edges"], result.summary["edges_shared"])
 
@@ -583,3 +583,10 @@ def test_retraining_learns_and_takes_its_epochs(dataset: Dataset) -> None:
     assert torch.equal(short.summary["search_loss_train"], long.summary["search_loss_train"])
     assert long.summary["retrained_accuracy"].item() > 0.5
     assert long.summary["retrained_accuracy"].item() > short.summary["retrained_accuracy"].item()
+
+
+@pytest.mark.parametrize("beta", ["beta_struct", "beta_contr"])
+def test_a_single_domain_has_no_regularizer(beta: str) -> None:
+    cls = task_class("rotated_mnist_corrected")
+    with pytest.raises(SettingsError, match="domains: a single domain"):
+        cls.check_data(cls.read_settings({"domains": 1, beta: 0.1}), "mnist_5k", {"all": 5000})

@@ -254,6 +254,9 @@ class Descent:
     def step(self, hyper: Tensor, hypergradient: Tensor) -> Tensor:
         return hyper - 0.1 * hypergradient
 
+    def state(self) -> None:
+        """Nothing is kept."""
+
 
 class Box(Watched):
     """Levels are kept in [−0.04, 0.04]."""

@@ -253,3 +253,19 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
 def test_searches_have_no_settings() -> None:
     with pytest.raises(SettingsError, match="trials: unknown key"):
         create_method("search_function", "tpe", {"trials": 3})
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("search_function", {"dimensions": [10, 50], "evaluations": 32}),
+        ("search_network", {"hyperparameters": [10, 50], "evaluations": 32}),
+    ],
+)
+def test_a_grid_that_cannot_be_afforded_anywhere_is_refused(task: str, settings: dict[str, Any]) -> None:
+    cls = task_class(task)
+    with pytest.raises(
+        SettingsError, match=rf"{next(iter(settings))}: in 10 dimensions or more a grid has more than 32"
+    ):
+        cls.check_method(cls.read_settings(settings), create_method(task, "grid", {}))
+    cls.check_method(cls.read_settings(settings), create_method(task, "random", {}))

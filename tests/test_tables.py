@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bilevel.errors import FileError, UserError
-from bilevel.files import replacing
+from bilevel.files import replacing, write_together
 from bilevel.statistics import mean_interval
-from bilevel.tables import TableError, collect, csv_text, read_table, write_together
+from bilevel.tables import TableError, collect, csv_text, read_table
 
 TABLES = [
     "scalars.csv",
@@ -367,7 +367,7 @@ def test_a_failure_leaves_the_old_tables(make: Make, tmp_path: Path, monkeypatch
                 raise OSError(28, "No space left on device")
             yield file
 
-    monkeypatch.setattr("bilevel.tables.replacing", full_disk)
+    monkeypatch.setattr("bilevel.files.replacing", full_disk)
     with pytest.raises(FileError, match=r"provenance\.json: cannot be written: No space"):
         collect([*folders, make("s", "n", [1])], tmp_path / "out")
     assert contents(tmp_path / "out") == before

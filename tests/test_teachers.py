@@ -130,7 +130,7 @@ def test_teachers_that_cannot_teach_are_refused_before_any_job(
         ({"method": "truncated", "steps": 1, "task": {"start": "none"}}, "gradients cannot move it"),
         (
             {"method": "truncated", "steps": 1, "task": {"prediction": {"length": 9000, "every": 2}}},
-            "its 9000 iterations are the whole run of 8000",
+            "its 9000 iterations are the whole run of 5000",
         ),
     ],
 )

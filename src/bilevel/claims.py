@@ -6,7 +6,7 @@ for every study that a claim names; none is typed in by hand.
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,9 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bilevel import plain_yaml
 from bilevel.errors import UserError
+from bilevel.files import write_together
 from bilevel.statistics import (
     Paired,
     holm,
@@ -26,7 +28,7 @@ from bilevel.statistics import (
     seeds_to_decide,
     seeds_to_decide_equivalence,
 )
-from bilevel.tables import csv_text, read_table, write_together
+from bilevel.tables import csv_text, read_table
 
 LEVEL = 0.05
 """An adjusted p below this decides a difference or an equivalence."""
@@ -186,7 +188,7 @@ def load(path: Path) -> list[Claim]:
         ClaimsError: the file is missing, is not YAML, or entries are wrong: all of them are named.
     """
     try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        entries = plain_yaml.parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ClaimsError(f"{path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -258,18 +260,6 @@ def write(claims_file: Path, scalars_file: Path, output: Path) -> None:
     """
     verdicts = evaluate(load(claims_file), read_table(scalars_file, "scalars"))
     write_together(output.parent, {output.name: csv_text(verdicts)})
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys without a word; a claim stated twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                mark = node.value[position][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is there twice", mark)
-        return super().construct_mapping(node, deep)
 
 
 def _parse(entry: object) -> Claim | list[str]:

@@ -1,19 +1,32 @@
-"""`python -m bilevel <command>`: what the rules of the pipeline run; any of them can be repeated by hand."""
+"""`bilevel <command>`, or `python -m bilevel <command>`: questions of people, and the jobs of the pipeline."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bilevel import __version__
 from bilevel.errors import UserError
+from bilevel.files import not_ahead_of_the_clock
+from bilevel.progress import say
+
+if TYPE_CHECKING:
+    from bilevel.checkpoint import CheckpointFile
+    from bilevel.config import Config
+
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,77 +42,279 @@ def main(arguments: Sequence[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        print(f"error: memory was used up: {error or 'an allocation failed'}\n{_LESS_MEMORY}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+_GRACE = 10
+"""Seconds from a signal to end until the process is ended, saved or not."""
+
+_LESS_MEMORY = """What helps: fewer seeds_per_job, fewer jobs at a time (--cores), smaller sizes in settings, or more
+memory (mem_mb of the rule, on a cluster)."""
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch's allocator on a CPU has no exception of its own; torch.OutOfMemoryError says "out of memory"
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("not enough memory", "out of memory", "can't allocate memory")
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bilevel", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser = argparse.ArgumentParser(
+        prog="bilevel",
+        description="Hypergradients for bilevel optimization, and a pipeline of experiments with them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"bilevel {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command", title="commands")
+    _add_questions(commands)
+    _add_jobs(commands)
+    return parser
 
-    data = commands.add_parser("data", help="find, check and convert a data set")
-    data.add_argument("name")
-    data.add_argument("--directories", nargs="*", default=[], help="folders to look in first")
+
+_EPILOG = """examples:
+  bilevel list methods
+  bilevel explain aggregated
+  bilevel plan --config config.yaml workflow/presets/full.yaml
+  bilevel watch
+
+Each command says more: bilevel COMMAND --help. The jobs of the pipeline (data, teacher, run, tables, claims, figures,
+report) are what its rules call; any of them can be repeated by hand, as `snakemake --printshellcmds` shows it."""
+
+
+def _add_questions(commands: _Commands) -> None:
+    """What people ask."""
+    listing = _add(
+        commands,
+        "list",
+        _list,
+        "Show what there is to choose from, a line each: tasks, methods, data sets, teachers, inner optimizers.",
+        "bilevel list methods",
+    )
+    listing.add_argument("kind", nargs="?", choices=_KINDS, help="only these; default: all")
+
+    explain = _add(
+        commands,
+        "explain",
+        _explain,
+        "Say what a method is (formula, settings, cost, memory, source), or a task, data set, teacher or optimizer.",
+        "bilevel explain aggregated\n  bilevel explain cleaning_published/drmad",
+    )
+    explain.add_argument("name", help="as `bilevel list` has it")
+
+    plan = _add(
+        commands,
+        "plan",
+        _plan,
+        "Say what a configuration will take before anything starts: runs, core-hours, GPU-hours and memory of each "
+        "study, and whether its seeds will decide the claims. Times are those of earlier runs.",
+        "bilevel plan --config config.yaml workflow/presets/full.yaml",
+    )
+    _add_config(plan, default="config.yaml")
+    _add_results(plan)
+    plan.add_argument("--cores", type=int, help="of the machine; default: those of this one")
+    plan.add_argument(
+        "--save", type=Path, metavar="FILE", help="also write the times of the runs in RESULTS to a CSV file"
+    )
+
+    watching = _add(
+        commands,
+        "watch",
+        _watch,
+        "Show which runs are done, running, failed and waiting, with step and last metric, from their files; again "
+        "after a while, until all are done.",
+        "bilevel watch\n  bilevel watch --once --all",
+    )
+    _add_config(watching, default="what the pipeline was last started with, RESULTS/config.json")
+    _add_results(watching)
+    watching.add_argument("--once", action="store_true", help="print one table and end")
+    watching.add_argument("--all", action="store_true", help="show every run, not only what is running or has failed")
+    watching.add_argument("--seconds", type=float, default=5.0, help="between two tables; default: %(default)s")
+
+    _add(
+        commands,
+        "schema",
+        _schema,
+        "Print the JSON schema of config.yaml, with the settings of every task and method.",
+        "bilevel schema > workflow/schemas/config.schema.json",
+    )
+
+
+def _add_jobs(commands: _Commands) -> None:
+    """What the rules of the pipeline run."""
+    data = _add(
+        commands,
+        "data",
+        _data,
+        "Find a data set, check its content, and write it as one file with a digest beside it.",
+        "bilevel data mnist --directories ~/data --output results/data/mnist.safetensors",
+    )
+    data.add_argument("name", help="as `bilevel list data` has it")
+    data.add_argument("--directories", nargs="*", default=[], metavar="FOLDER", help="folders to look in first")
     data.add_argument("--download", action="store_true", help="allow the official address")
-    data.add_argument("--output", type=Path, required=True, help="a .safetensors file")
-    data.set_defaults(command=_data)
+    data.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
 
-    teacher = commands.add_parser("teacher", help="train a teacher for one seed")
+    teacher = _add(
+        commands,
+        "teacher",
+        _teacher,
+        "Train a teacher for one seed.",
+        "bilevel teacher logistic_anew --seed 0 --output results/teachers/logistic_anew \\\n"
+        '    --spec \'{"teacher": "logistic", "settings": {}, "device": "cpu", "threads": 1}\'',
+    )
     teacher.add_argument("name", help="what the configuration calls it")
     teacher.add_argument("--seed", type=int, required=True)
-    teacher.add_argument("--spec", type=json.loads, required=True, help="JSON: kind and settings")
-    teacher.add_argument("--data", type=Path, help="a .safetensors file made by `data`, for kinds that use one")
-    teacher.add_argument("--output", type=Path, required=True, help="folder of the teacher's files")
-    teacher.set_defaults(command=_teacher)
+    _add_spec(teacher, "kind of teacher, settings, device and threads")
+    teacher.add_argument("--data", type=Path, metavar="FILE", help="made by `data`, for kinds that use one")
+    _add_output(teacher, "folder of the teacher's files")
+    _add_checkpoint(teacher)
 
-    run = commands.add_parser("run", help="one method of one study, for some seeds")
-    run.add_argument("--study", required=True)
-    run.add_argument("--method", required=True, help="its name within the study")
-    run.add_argument("--seeds", type=int, nargs="+", required=True)
-    run.add_argument("--spec", type=json.loads, required=True, help="JSON: task, method and their settings")
-    run.add_argument("--data", type=Path, help="a .safetensors file made by `data`, for tasks that use one")
+    run = _add(
+        commands,
+        "run",
+        _run,
+        "Run one method of one study for some seeds.",
+        "bilevel run --study bias --method exact --seeds 0 1 --output /tmp/exact \\\n"
+        '    --spec \'{"deck": "000", "task": "bias", "settings": {"problem": "quadratic"}, "method": "unrolled",\n'
+        '             "method_settings": {}, "device": "cpu", "threads": 1}\'',
+    )
+    run.add_argument("--study", required=True, metavar="NAME")
+    run.add_argument("--method", required=True, metavar="NAME", help="its name within the study")
+    run.add_argument("--seeds", type=int, nargs="+", required=True, metavar="SEED")
+    _add_spec(run, "deck, task, settings, method, method_settings, device and threads")
+    run.add_argument("--data", type=Path, metavar="FILE", help="made by `data`, for tasks that use one")
     run.add_argument(
         "--teachers",
         nargs="+",
         type=Path,
         default=[],
+        metavar="FILE",
         help="digests made by `teacher`, one for each seed or one for all, for tasks that distill one",
     )
-    run.add_argument("--output", type=Path, required=True, help="folder of the results")
-    run.set_defaults(command=_run)
+    _add_output(run, "folder of the run's files")
+    _add_checkpoint(run)
 
-    tables = commands.add_parser("tables", help="runs to tables")
-    tables.add_argument("--config", type=json.loads, required=True, help="the resolved configuration as JSON")
-    tables.add_argument("--runs", type=Path, required=True)
-    tables.add_argument("--output", type=Path, required=True)
-    tables.set_defaults(command=_tables)
+    tables = _add(
+        commands,
+        "tables",
+        _tables,
+        "Put the files of all runs together into tables, with means and intervals over seeds.",
+        "bilevel tables --config config.yaml --runs results/runs --output results/tables",
+    )
+    _add_config(tables)
+    tables.add_argument("--runs", type=Path, required=True, metavar="FOLDER")
+    _add_output(tables, "folder of the tables")
 
-    claims = commands.add_parser("claims", help="tables to verdicts")
-    claims.add_argument("--claims", type=Path, required=True)
-    claims.add_argument("--scalars", type=Path, required=True)
-    claims.add_argument("--output", type=Path, required=True)
-    claims.set_defaults(command=_claims)
+    claims = _add(
+        commands,
+        "claims",
+        _claims,
+        "Test every claim on the tables.",
+        "bilevel claims --claims report/claims.yaml --scalars results/tables/scalars.csv --output claims.csv",
+    )
+    claims.add_argument("--claims", type=Path, required=True, metavar="FILE")
+    claims.add_argument("--scalars", type=Path, required=True, metavar="FILE")
+    _add_output(claims, "a .csv file")
 
-    figures = commands.add_parser("figures", help="tables to the figures of a deck")
-    figures.add_argument("deck")
-    figures.add_argument("--decks", type=Path, required=True)
-    figures.add_argument("--tables", type=Path, required=True)
-    figures.add_argument("--output", type=Path, required=True, help="folder of the figures")
-    figures.set_defaults(command=_figures)
+    figures = _add(
+        commands,
+        "figures",
+        _figures,
+        "Draw the figures of a deck from the tables.",
+        "bilevel figures 000 --decks report/decks.yaml --tables results/tables --output results/figures/000",
+    )
+    figures.add_argument("deck", help="its number, such as 000")
+    _add_report_inputs(figures)
+    _add_output(figures, "folder of the figures")
 
-    report = commands.add_parser("report", help="tables and figures to the page")
-    report.add_argument("--tables", type=Path, required=True)
-    report.add_argument("--figures", type=Path, required=True)
-    report.add_argument("--decks", type=Path, required=True)
-    report.add_argument("--output", type=Path, required=True)
-    report.set_defaults(command=_report)
+    report = _add(
+        commands,
+        "report",
+        _report,
+        "Make the page from tables and figures.",
+        "bilevel report --decks report/decks.yaml --tables results/tables --figures results/figures \\\n"
+        "    --output results/report.html",
+    )
+    _add_report_inputs(report)
+    report.add_argument("--figures", type=Path, required=True, metavar="FOLDER")
+    _add_output(report, "an .html file")
 
-    partial = commands.add_parser("partial", help="tables, figures and page of whatever runs there are")
-    partial.add_argument("--config", type=json.loads, required=True)
-    partial.add_argument("--results", type=Path, required=True)
-    partial.set_defaults(command=_partial)
+    partial = _add(
+        commands,
+        "partial",
+        _partial,
+        "Make tables, figures and page of whatever runs there are, with the gaps named.",
+        "bilevel partial --config config.yaml --results results",
+    )
+    _add_config(partial)
+    _add_results(partial)
 
-    schema = commands.add_parser("schema", help="JSON schema of config.yaml, to standard output")
-    schema.set_defaults(command=_schema)
+
+_KINDS = ("tasks", "methods", "data", "teachers", "optimizers")
+
+
+def _add(
+    commands: _Commands, name: str, command: Callable[[argparse.Namespace], None], what: str, example: str
+) -> argparse.ArgumentParser:
+    """A command that does `what`; the list of all commands has its first part, up to a colon."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=f"{what[0].lower()}{what[1:]}".partition(":")[0].rstrip("."),
+        description=textwrap.fill(what, 100),
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        required=default is None,
+        metavar="FILE",
+        help="YAML files, each laid over those before it, or the whole configuration as JSON text"
+        + (f"; default: {default}" if default else ""),
+    )
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="RESULTS", help="default: %(default)s")
+
+
+def _add_spec(parser: argparse.ArgumentParser, keys: str) -> None:
+    parser.add_argument("--spec", type=json.loads, required=True, metavar="JSON", help=f"an object with {keys}")
+
+
+def _add_output(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help=what)
+
+
+def _add_report_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--decks", type=Path, required=True, metavar="FILE", help="report/decks.yaml")
+    parser.add_argument("--tables", type=Path, required=True, metavar="FOLDER")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="a .safetensors file for the state while the command runs: killed and started again, it goes on from "
+        "there; removed at the end",
+    )
+    parser.add_argument(
+        "--checkpoint-seconds",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="from one save to the next (default: 15); 0: at every step",
+    )
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -112,6 +327,7 @@ def _data(arguments: argparse.Namespace) -> None:
 
 def _teacher(arguments: argparse.Namespace) -> None:
     keep_memory()
+    from bilevel import registry
     from bilevel.data import load
     from bilevel.teachers import save, teacher_class
 
@@ -120,22 +336,26 @@ def _teacher(arguments: argparse.Namespace) -> None:
     _check_spec(spec, {"teacher", "settings", "device", "threads"}, [arguments.seed])
     device = _prepared_device(spec)
     kind = teacher_class(spec["teacher"])
+    code = registry.teacher_code_hash(spec["teacher"])
     dataset = None if arguments.data is None else load(arguments.data)
-    trained = kind(arguments.name, kind.read_settings(spec["settings"]), dataset, device).train(arguments.seed)
     made_of = {**spec, "data": _digests(arguments.data)}
+    teacher = kind(arguments.name, kind.read_settings(spec["settings"]), dataset, device)
+    named = [arguments.name, arguments.seed, spec]
+    checkpoint = _checkpoint_file(arguments, device, settings=named, code=code, data=made_of["data"])
+    teacher.checkpoint = checkpoint.root
+    trained = teacher.train(arguments.seed)
     save(trained, arguments.output, name=arguments.name, seed=arguments.seed, spec=made_of)
+    not_ahead_of_the_clock(*_digest_files(arguments.data))
+    checkpoint.remove()
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in trained.metrics.items())
-    print(
-        f"teacher {arguments.name}, seed {arguments.seed}: {metrics}; {time.perf_counter() - begin:.1f} s",
-        file=sys.stderr,
-    )
+    say(f"teacher {arguments.name}, seed {arguments.seed}: {metrics}; {time.perf_counter() - begin:.1f} s")
 
 
 def _run(arguments: argparse.Namespace) -> None:
     keep_memory()
     from bilevel import registry, results
     from bilevel.data import load
-    from bilevel.tasks import create_method, task_class
+    from bilevel.tasks import create_method, run, task_class
     from bilevel.teachers import load as load_teacher
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -156,21 +376,35 @@ def _run(arguments: argparse.Namespace) -> None:
     code = registry.run_code_hash(spec["task"], spec["method"])
     dataset = None if arguments.data is None else load(arguments.data)
     teachers = [load_teacher(digest) for digest in arguments.teachers]
-    task = cls(arguments.study, settings, dataset, arguments.seeds, device)
-    if teachers:
-        each = teachers * len(arguments.seeds) if len(teachers) == 1 else teachers
-        task.use_teachers([tensors for tensors, _ in each])
-    result = task.run(method, f"{arguments.study} {arguments.method}")
+    each = teachers * len(arguments.seeds) if len(teachers) == 1 else teachers
+    made_of = {
+        "data": _digests(arguments.data),
+        "teachers": {str(digest.seed): digest.sha256 for _, digest in teachers},
+    }
+    named = [arguments.study, arguments.method, spec]
+    checkpoint = _checkpoint_file(arguments, device, settings=named, code=code, seeds=arguments.seeds, **made_of)
+    result = run(
+        cls,
+        method,
+        study=arguments.study,
+        settings=settings,
+        dataset=dataset,
+        seeds=arguments.seeds,
+        device=device,
+        teachers=[tensors for tensors, _ in each],
+        name=f"{arguments.study} {arguments.method}",
+        checkpoint=checkpoint.root,
+    )
     record = {
         "spec": spec,
         "task": spec["task"],
         "deck": spec["deck"],
         "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
         "code_hash": code,
-        "data": _digests(arguments.data),
-        "teachers": {str(digest.seed): digest.sha256 for _, digest in teachers},
+        **made_of,
         **results.surroundings(device),
-        "seconds": time.perf_counter() - begin,
+        "seconds": checkpoint.earlier + time.perf_counter() - begin,
+        "resumed": checkpoint.resumed,
         "peak_memory_mb": results.peak_memory_mb(),
         "started": started,
     }
@@ -182,11 +416,35 @@ def _run(arguments: argparse.Namespace) -> None:
         seeds=arguments.seeds,
         record=record,
     )
+    tensors = [digest.with_suffix(".safetensors") for digest in arguments.teachers]
+    not_ahead_of_the_clock(*_digest_files(arguments.data), *arguments.teachers, *tensors)
+    checkpoint.remove()
     good = int(result.alive.sum())
-    print(
-        f"{arguments.study} {arguments.method}: {good} of {len(arguments.seeds)} seeds ok, {record['seconds']:.1f} s",
-        file=sys.stderr,
-    )
+    say(f"{arguments.study} {arguments.method}: {good} of {len(arguments.seeds)} seeds ok, {record['seconds']:.1f} s")
+
+
+def _checkpoint_file(arguments: argparse.Namespace, device: Any, **made_of: Any) -> CheckpointFile:
+    """The file that `--checkpoint` names, of what a command is `made_of`; signals to end are obeyed after a save."""
+    from bilevel import results
+    from bilevel.checkpoint import CheckpointFile
+
+    found = results.surroundings(device)
+    file = CheckpointFile(arguments.checkpoint, {**made_of, **found}, arguments.checkpoint_seconds)
+    if arguments.checkpoint is None:
+        return file
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_GRACE)  # which ends the process, should there be no opportunity to save before
+        file.end(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    return file
+
+
+def _digest_files(data: Path | None) -> list[Path]:
+    return [] if data is None else [data.with_suffix(".json")]
 
 
 def _digests(data: Path | None) -> dict[str, Any]:
@@ -210,7 +468,8 @@ def _prepared_device(spec: dict[str, Any]) -> Any:
 
     device = _device(spec["device"])
     torch.set_num_threads(spec["threads"])
-    torch.use_deterministic_algorithms(True)
+    # what torch.use_deterministic_algorithms does, which however imports a compiler, for a second and a half
+    torch.set_deterministic_debug_mode("error")
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; nothing reads it
     return device
 
@@ -233,12 +492,83 @@ def _device(name: str) -> Any:
     return torch.device(name)
 
 
-def _tables(arguments: argparse.Namespace) -> None:
+def _list(arguments: argparse.Namespace) -> None:
+    from bilevel import catalogue
+
+    kinds = [arguments.kind] if arguments.kind else list(_KINDS)
+    for number, kind in enumerate(kinds):
+        found = catalogue.listing(kind)
+        width = max(len(name) for name, _ in found)
+        if len(kinds) > 1:
+            print(f"\n{kind}" if number else kind)
+        for name, text in found:
+            print(f"  {name.ljust(width)}  {text}")
+
+
+def _explain(arguments: argparse.Namespace) -> None:
+    from bilevel import catalogue
+
+    print(catalogue.explain(arguments.name, min(100, shutil.get_terminal_size((100, 24)).columns)))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from bilevel import plan
+
+    values = _configuration(arguments.config or ["config.yaml"])
+    finished = set(_current(values, arguments.results / "runs"))
+    chosen = _checked(values)
+    print(plan.text(plan.make(chosen, arguments.results, finished), arguments.cores or os.cpu_count() or 1))
+    if arguments.save is not None:
+        plan.write(plan.measured(arguments.results), arguments.save)
+
+
+def _checked(values: dict[str, Any]) -> Config:
+    """The configuration, with the settings of tasks and methods looked at too."""
     from bilevel import config
 
-    chosen = config.read(arguments.config)
-    folders = [arguments.runs / run.folder for run in chosen.runs()]
-    _collect(arguments.config, [folder for folder in folders if (folder / "record.json").exists()], arguments.output)
+    chosen = config.read(values)
+    config.check(chosen)
+    return chosen
+
+
+def _watch(arguments: argparse.Namespace) -> None:
+    from bilevel import config, watch
+
+    kept = arguments.results / "config.json"
+    if not arguments.config and not kept.exists():
+        raise UserError(f"{kept}: no pipeline was started here; name its configuration: --config config.yaml")
+    chosen = config.read(_configuration(arguments.config or [str(kept)]))
+    try:
+        watch.watch(chosen, arguments.results, once=arguments.once, every=arguments.all, pause=arguments.seconds)
+    except KeyboardInterrupt:
+        return
+
+
+def _configuration(given: list[str]) -> dict[str, Any]:
+    """The configuration as --config has it: JSON text, or files laid over one another."""
+    from bilevel import config
+
+    if not given[0].lstrip().startswith("{"):
+        return config.layered(map(Path, given))
+    try:
+        found: dict[str, Any] = json.loads(given[0])
+    except ValueError as error:
+        raise UserError(f"--config: no JSON: {error}") from None
+    return found
+
+
+def _tables(arguments: argparse.Namespace) -> None:
+    configuration = _configuration(arguments.config)
+    folders = []
+    for folder, outdated in _finished(configuration, arguments.runs):
+        if outdated:
+            raise UserError(
+                f"{folder / 'record.json'}: {outdated}; delete the folder {folder} and run again, or name the file "
+                "after `snakemake --forcerun`"
+            )
+        folders.append(folder)
+    _collect(configuration, folders, arguments.output)
+    not_ahead_of_the_clock(*(folder / "record.json" for folder in folders))
 
 
 def _collect(configuration: dict[str, Any], folders: list[Path], output: Path) -> None:
@@ -253,18 +583,21 @@ def _claims(arguments: argparse.Namespace) -> None:
     from bilevel import claims
 
     claims.write(arguments.claims, arguments.scalars, arguments.output)
+    not_ahead_of_the_clock(arguments.claims, arguments.scalars)
 
 
 def _figures(arguments: argparse.Namespace) -> None:
     from bilevel import plots
 
     plots.draw_all(arguments.deck, arguments.tables, arguments.output, arguments.decks)
+    not_ahead_of_the_clock(arguments.decks, *arguments.tables.glob("*"))
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from bilevel import report
 
     report.render(arguments.tables, arguments.figures, arguments.decks, arguments.output)
+    not_ahead_of_the_clock(arguments.decks, *arguments.tables.glob("*"), *arguments.figures.rglob("*"))
 
 
 def _partial(arguments: argparse.Namespace) -> None:
@@ -273,7 +606,8 @@ def _partial(arguments: argparse.Namespace) -> None:
     # beside the workflow's own tables and page, which it would otherwise take for its own work
     results, decks = arguments.results / "partial", Path("report/decks.yaml")
     tables = results / "tables"
-    _collect(arguments.config, _current(arguments.config, arguments.results / "runs"), tables)
+    configuration = _configuration(arguments.config)
+    _collect(configuration, _current(configuration, arguments.results / "runs"), tables)
     claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
     for deck in plots.FIGURES:
         plots.draw_all(deck, tables, results / "figures" / deck, decks)
@@ -283,24 +617,40 @@ def _partial(arguments: argparse.Namespace) -> None:
 
 def _current(configuration: dict[str, Any], runs: Path) -> list[Path]:
     """Folders of finished runs that have today's settings, data and code; older ones count as missing."""
+    return [folder for folder, outdated in _finished(configuration, runs) if not outdated]
+
+
+def _finished(configuration: dict[str, Any], runs: Path) -> Iterator[tuple[Path, str]]:
+    """Folder of each run that has a record, and what of it is not of today, if anything.
+
+    Snakemake sees to it that runs are made again; but it knows of those only that it made in this very folder.
+    """
     from bilevel import config, registry
 
     chosen = config.read(configuration)
-    found = []
     for run in chosen.runs():
-        study, path = chosen.studies[run.study], runs / run.folder / "record.json"
-        if not path.exists():
+        study, folder = chosen.studies[run.study], runs / run.folder
+        if not (folder / "record.json").exists():
             continue
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = _json_object(folder / "record.json")
         code = registry.run_code_hash(study.task, study.methods[run.method].method)
-        spec = json.loads(chosen.spec(run.study, run.method))
-        if (record.get("spec"), record["code_hash"], list(record["data"])) == (
-            spec,
-            code,
-            [study.data] if study.data else [],
-        ):
-            found.append(path.parent)
-    return found
+        outdated = ""
+        if record.get("code_hash") != code:
+            outdated = f"this run was made by other code ({record.get('code_hash')}, today's is {code})"
+        elif record.get("spec") != json.loads(chosen.spec(run.study, run.method)):
+            outdated = "this run was made with other settings than today's"
+        elif list(record.get("data") or {}) != ([study.data] if study.data else []):
+            outdated = f"this run was made on other data than {study.data}"
+        yield folder, outdated
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """What a JSON file says; empty where that is no object."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _schema(arguments: argparse.Namespace) -> None:

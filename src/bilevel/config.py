@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bilevel import plain_yaml
 from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
 from bilevel.settings import SettingsError, explain
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]
 MAX_SEED = 2**31 - 1
+MAX_SEEDS = 100_000
+_LONGEST_FOLDER = 200  # characters; file systems allow 255, and a log or a temporary file adds to it
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+
+
+def _portable(name: str) -> str:
+    if _RESERVED.fullmatch(name):
+        raise ValueError("a folder of this name cannot be copied to every system; choose another name")
+    return name
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.]*[a-z0-9_])?$", max_length=80), AfterValidator(_portable)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -112,7 +126,7 @@ class Study(_Strict):
     deck: Annotated[str, Field(pattern=r"^\d{3}$")]
     task: str
     data: DataName | None = None
-    teacher: str | None = None
+    teacher: Name | None = None
     seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
     seeds_per_job: Annotated[int, Field(ge=1)] = 1
     settings: dict[str, Any] = {}
@@ -132,7 +146,19 @@ class Study(_Strict):
             raise ValueError(f"expected a number of seeds from 1, or a list of seeds from 0 to {MAX_SEED}")
         if len(set(seeds)) < len(seeds):
             raise ValueError("every seed may be given once only")
+        if len(seeds) > MAX_SEEDS or (isinstance(value, int) and value > MAX_SEEDS):
+            raise ValueError(f"expected {MAX_SEEDS} seeds at most")
         return value
+
+    @model_validator(mode="after")
+    def _folders_have_names(self) -> Study:
+        longest = max((seeds_name(job) for job in self.jobs()), key=len)
+        if len(longest) > _LONGEST_FOLDER:
+            raise ValueError(
+                f"seeds_per_job: the seeds of a job are the name of its folder, and {longest[:20]}… is too long for "
+                f"one: expected {_LONGEST_FOLDER} characters at most, found {len(longest)}; use fewer seeds per job"
+            )
+        return self
 
     @property
     def seed_list(self) -> list[int]:
@@ -228,6 +254,45 @@ def read(values: Mapping[str, Any], source: str = "config.yaml") -> Config:
     if unknown := _unknown_teachers(config):
         raise SettingsError(f"{source} cannot be used:\n{_indented(unknown)}")
     return config
+
+
+def check_files(paths: Iterable[Path]) -> None:
+    """SettingsError where a file of the configuration is more than plain YAML.
+
+    Snakemake keeps the last of two equal keys without a word, and carries out Python in files that say
+    `__use_yte__`; neither is taken here.
+    """
+    for path in paths:
+        _values(path)
+
+
+def layered(paths: Iterable[Path]) -> dict[str, Any]:
+    """What YAML files say, each laid over those before it, as Snakemake does it; SettingsError as `check_files`."""
+    result: dict[str, Any] = {}
+    for path in paths:
+        values = _values(path)
+        if not isinstance(values, Mapping | None):
+            raise SettingsError(f"{path} cannot be used:\n  expected keys and values, found {type(values).__name__}")
+        result = _laid_over(result, values or {})
+    return result
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    if not isinstance(above, Mapping):
+        return above
+    kept = below if isinstance(below, Mapping) else {}
+    return {**kept, **{key: _laid_over(kept.get(key), value) for key, value in above.items()}}
+
+
+def _values(path: Path) -> Any:
+    """What a YAML file of plain values says."""
+    try:
+        values = plain_yaml.parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be used:\n{_indented(str(error))}") from None
+    if isinstance(values, dict) and "__use_yte__" in values:
+        raise SettingsError(f"{path} cannot be used:\n  __use_yte__: code in a configuration is not allowed")
+    return values
 
 
 def _unknown_teachers(config: Config) -> str:
@@ -366,7 +431,8 @@ def _checked_need_of_teacher(config: Config, study: Study, prefix: str, *, setti
             chosen = teacher_class(teacher.teacher).read_settings(teacher.settings)
             task.check_teacher(task.read_settings(study.settings), chosen)
     except SettingsError as error:
-        return _prefixed(prefix, error)
+        lines = (line.removeprefix("teacher: ") for line in str(error).splitlines())
+        return [f"{prefix}: {study.teacher}: {line}" for line in lines]
     return []
 
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,6 +41,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_together(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write text files (name -> text, UTF-8) that take their places only once all of them are written, the first last.
+
+    Raises:
+        FileError: a file cannot be written; those that were there before are left as they were.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, text in contents.items():
+            file = stack.enter_context(replacing(folder / name))
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())  # a full disk shows here at the latest, before any file is renamed
+
+
+def not_ahead_of_the_clock(*paths: Path) -> None:
+    """Give files from the future, as there are after a clock was set back, the time of today.
+
+    Snakemake throws away what a job has made where it is older than what it was made from.
+    """
+    now = time.time()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime > now:
+                os.utime(path)
 
 
 def _remove_stale(path: Path) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bilevel.checkpoint import State
+
 
 class Adam:
     """λ ← λ − η m̂ / (√v̂ + ε), every entry by itself, so that seeds do not mix (Kingma and Ba 2015).
@@ -31,3 +33,12 @@ class Adam:
         corrections = [1 - beta**self.steps for beta in self.betas]
         denominator = second.sqrt().div_(corrections[1] ** 0.5).add_(self.epsilon)
         return torch.addcdiv(hyper, first, denominator, value=-self.learning_rate / corrections[0])
+
+    def state(self) -> State:
+        """What `restore` takes, for a checkpoint."""
+        return {"steps": self.steps, "moments": self._moments}
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`."""
+        self.steps = state["steps"]
+        self._moments = None if state["moments"] is None else (state["moments"][0], state["moments"][1])

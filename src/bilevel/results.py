@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel.columns import COLUMNS
-from bilevel.files import replacing
+from bilevel.checkpoint import State
+from bilevel.columns import COLUMNS, TableName
+from bilevel.files import write_together
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "bilevel")
 
@@ -83,15 +84,53 @@ class Result:
     points: Sequence[Point] = ()
     structures: Sequence[Structure] = ()
 
+    def state(self) -> State:
+        """What `restored` takes, for a checkpoint."""
+        rows = {name: [astuple(row) for row in getattr(self, name)] for name in _ROWS}
+        return {**{name: getattr(self, name) for name in ("alive", "trace", "summary", "measurements")}, **rows}
+
+    @classmethod
+    def restored(cls, state: State) -> Result:
+        """The result with this state."""
+        return cls(**{**state, **{name: [kind(*row) for row in state[name]] for name, kind in _ROWS.items()}})
+
+
+_ROWS = {"histograms": Histogram, "points": Point, "structures": Structure}
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """Results of several runs, whose seeds follow one another, as that of one run of all these seeds.
+
+    What one of them has no number for, such as the steps after a seed diverged, is NaN, as it would be in a run of all.
+    """
+    return Result(
+        alive=torch.cat([result.alive for result in results]),
+        trace=_joined_steps([result.trace for result in results], results),
+        summary=_joined_metrics([result.summary for result in results], results),
+        histograms=[row for result in results for row in result.histograms],
+        measurements=_joined_steps([result.measurements for result in results], results),
+        points=[row for result in results for row in result.points],
+        structures=[row for result in results for row in result.structures],
+    )
+
+
+def _joined_steps(parts: Sequence[Mapping[int, Metrics]], results: Sequence[Result]) -> dict[int, Metrics]:
+    steps = dict.fromkeys(step for part in parts for step in part)
+    return {step: _joined_metrics([part.get(step, {}) for part in parts], results) for step in steps}
+
+
+def _joined_metrics(parts: Sequence[Metrics], results: Sequence[Result]) -> Metrics:
+    missing = [torch.full(result.alive.shape, torch.nan, dtype=torch.float64) for result in results]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {
+        name: torch.cat([part.get(name, none) for part, none in zip(parts, missing, strict=True)]) for name in names
+    }
+
 
 def save(
     result: Result, folder: Path, *, study: str, method: str, seeds: Sequence[int], record: dict[str, Any]
 ) -> None:
-    """Write a file for each of `COLUMNS` and, last, `record.json`.
-
-    Each appears whole or not at all.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a file for each of `COLUMNS` and `record.json`: either all of them appear, `record.json` last, or none."""
     status = ["ok" if good else "diverged" for good in result.alive.tolist()]
     scalars = (
         (study, method, seed, status[i], metric, _number(values[i]))
@@ -106,14 +145,14 @@ def save(
         if row.seed in good
     )
     structures = ((study, method, *astuple(row)) for row in result.structures if row.seed in good)
-    _write_csv(folder / "scalars.csv", COLUMNS["scalars"], scalars)
-    _write_csv(folder / "trace.csv", COLUMNS["trace"], _by_step(study, method, seeds, result.trace))
-    _write_csv(folder / "histograms.csv", COLUMNS["histograms"], histograms)
-    _write_csv(folder / "points.csv", COLUMNS["points"], points)
-    _write_csv(folder / "structures.csv", COLUMNS["structures"], structures)
-    _write_csv(
-        folder / "measurements.csv", COLUMNS["measurements"], _by_step(study, method, seeds, result.measurements)
-    )
+    rows: dict[TableName, Iterable[Sequence[Any]]] = {
+        "scalars": scalars,
+        "trace": _by_step(study, method, seeds, result.trace),
+        "histograms": histograms,
+        "points": points,
+        "structures": structures,
+        "measurements": _by_step(study, method, seeds, result.measurements),
+    }
     full = {
         **record,
         "study": study,
@@ -121,8 +160,9 @@ def save(
         "seeds": list(seeds),
         "status": dict(zip(map(str, seeds), status, strict=True)),
     }
-    with replacing(folder / "record.json") as file:
-        file.write((json.dumps(full, indent=2, sort_keys=True) + "\n").encode())
+    contents = {"record.json": json.dumps(full, indent=2, sort_keys=True) + "\n"}
+    contents |= {f"{name}.csv": _csv_text(COLUMNS[name], part) for name, part in rows.items()}
+    write_together(folder, contents)
 
 
 def surroundings(device: torch.device) -> dict[str, Any]:
@@ -160,10 +200,9 @@ def _number(value: Tensor) -> str:
     return str(int(number)) if float(number).is_integer() else repr(float(number))
 
 
-def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
+def _csv_text(header: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    return text.getvalue()

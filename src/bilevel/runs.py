@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from bilevel.checkpoint import State
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
@@ -117,10 +118,18 @@ class _Loop:
         self, task: OuterLoop, method: Hypergradient, name: str, approach: Callable[[int, Tensor, Tensor], Approach]
     ) -> None:
         self._task, self._method, self._name, self._approach = task, method, name, approach
-        self._state, self._hyper = task.start()
+        self._checkpoint = task.checkpoint.part("loop")
         self._outer = task.outer_optimizer()
         self._prediction = None if task.prediction is None else Prediction(task.prediction)
         self._counts = task.counts_hypergradients or task.prediction is not None
+        if self._checkpoint.found is None:
+            self._begin()
+        else:
+            self._restore(self._checkpoint.found)
+
+    def _begin(self) -> None:
+        self._steps_done = 0
+        self._state, self._hyper = self._task.start()
         self._alive = torch.ones(self._hyper.shape[0], dtype=torch.bool)
         self._going, self._shown = self._alive, self._alive  # shown: going at some step since the last row of the trace
         self._cost, self._predicted_steps = Cost(), 0
@@ -128,20 +137,55 @@ class _Loop:
         self._latest: Metrics = {}
         self._trace: dict[int, Metrics] = {}
         self.taken, self.totals = _constant(self._alive, 0), dict[str, Tensor]()
+        self._evaluate(0, 0)
+
+    def _kept(self) -> State:
+        """Everything that changes from one outer step to the next."""
+        return {
+            "steps_done": self._steps_done,
+            "state": self._state,
+            "hyper": self._hyper,
+            "outer": self._outer.state(),
+            "prediction": None if self._prediction is None else self._prediction.state(),
+            "alive": self._alive,
+            "going": self._going,
+            "shown": self._shown,
+            "cost": vars(self._cost),
+            "predicted_steps": self._predicted_steps,
+            "done": self._done,
+            "evaluated": self._evaluated,
+            "latest": self._latest,
+            "trace": self._trace,
+            "taken": self.taken,
+            "totals": self.totals,
+            "task": self._task.to_checkpoint(),
+        }
+
+    def _restore(self, kept: State) -> None:
+        self._steps_done, self._state, self._hyper = kept["steps_done"], kept["state"], kept["hyper"]
+        self._outer.restore(kept["outer"])
+        if self._prediction is not None:
+            self._prediction.restore(kept["prediction"])
+        self._alive, self._going, self._shown = kept["alive"], kept["going"], kept["shown"]
+        self._cost, self._predicted_steps = Cost(**kept["cost"]), kept["predicted_steps"]
+        self._done, self._evaluated = kept["done"], kept["evaluated"]
+        self._latest, self._trace = kept["latest"], kept["trace"]
+        self.taken, self.totals = kept["taken"], kept["totals"]
+        self._task.from_checkpoint(kept["task"])
 
     def run(self) -> Result:
         """All outer steps, or as many as it takes for every seed to be done."""
-        steps, every, progress = self._task.outer_steps, self._task.evaluate_every, Progress(self._name, "outer step")
-        self._evaluate(0, 0)
-        for step in range(steps):
+        steps, every = self._task.outer_steps, self._task.evaluate_every
+        progress = Progress(self._name, "outer step", self._steps_done)
+        while self._steps_done < steps and bool(self._going.any()):
+            step, self._steps_done = self._steps_done, self._steps_done + 1
             due = (step + 1) % every == 0 or step + 1 == steps
             self._take(step, due)
             ended = step + 1 == steps or not bool(self._going.any())
             if due or ended:
                 self._evaluate(step + 1, step + 1 - max(self._trace))
-            progress.report(step + 1, steps, _note(self._alive, self._going), ended=ended)
-            if ended:
-                break
+            progress.report(step + 1, steps, self._note, ended=ended)
+            self._checkpoint.keep(self._kept())
         return self._result()
 
     def _take(self, step: int, due: bool) -> None:
@@ -218,6 +262,13 @@ class _Loop:
         self._trace[step] = blank(metrics, self._alive & self._shown) if since else metrics
         self._shown, self._predicted_steps = self._going, 0
 
+    def _note(self) -> str:
+        """What progress says besides: the last outer loss, a mean over seeds, and of seeds that no longer go on."""
+        alive, loss = self._alive, self._latest.get("outer_loss")
+        counts = {"diverged": int((~alive).sum()), "done": int((alive & ~self._going).sum())}
+        said = "" if loss is None or not bool(alive.any()) else f", outer_loss {float(loss.cpu()[alive].mean()):.4g}"
+        return said + "".join(f", {count} of {len(alive)} seeds {word}" for word, count in counts.items() if count)
+
     def _result(self) -> Result:
         task, alive, steps = self._task, self._alive, max(self._trace)
         own = task.summarize(self._state, self._hyper, list(self._trace.values()))
@@ -229,12 +280,6 @@ class _Loop:
         histograms, points = task.histograms(self._hyper), task.points(self._state, self._hyper)
         structures = task.structures(self._hyper)
         return Result(alive, self._trace, summary, histograms, points=points, structures=structures)
-
-
-def _note(alive: Tensor, going: Tensor) -> str:
-    """What progress says of seeds that no longer go on."""
-    counts = {"diverged": int((~alive).sum()), "done": int((alive & ~going).sum())}
-    return "".join(f", {count} of {len(alive)} seeds {word}" for word, count in counts.items() if count)
 
 
 def _parts(found: _Step) -> list[Tensor]:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bilevel.errors import UserError
 
 _EXPONENT = re.compile(r"^[+-]?\d+(\.\d*)?[eE]\d+$|^[+-]?\d+[eE][+-]?\d+$")
+_PLAIN = re.compile(r"[\w.\-\[\] ]+")
+_LONGEST = 120  # characters of a key or a value that a message shows
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -73,7 +75,8 @@ def explain(error: ValidationError, prefix: str = "") -> str:
 
 
 def _explain_one(item: dict[str, Any], prefix: str) -> str:
-    path = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
+    parts = map(_shown, item["loc"])
+    path = ".".join([prefix, *parts] if prefix else parts)
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{path}: unknown key"
     if item["type"] in ("missing", "missing_argument"):
@@ -82,4 +85,13 @@ def _explain_one(item: dict[str, Any], prefix: str) -> str:
     if isinstance(item["input"], str) and _EXPONENT.match(item["input"]):
         value = f"{float(item['input']):.1e}"
         hint = f" (YAML reads {item['input']} as text: write {value}, with a point)"
-    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {item['input']!r}{hint}"
+    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {_shortened(repr(item['input']))}{hint}"
+
+
+def _shown(key: str | int) -> str:
+    """A key as it stands, or between quotes with escapes where it could break a line or a terminal."""
+    return _shortened(str(key) if _PLAIN.fullmatch(str(key)) else repr(key))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

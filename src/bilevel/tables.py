@@ -8,7 +8,6 @@ sorted. Wall times differ from one execution to the next and stand in `timing.cs
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bilevel.columns import BIN, COLUMNS, EDGE, PLACE, RUN, WHOLE_RUN, TableName
 from bilevel.errors import UserError
-from bilevel.files import replacing
+from bilevel.files import write_together
 from bilevel.statistics import mean_interval
 
 Triple = tuple[str, str, int]
@@ -147,19 +146,6 @@ def read_table(path: Path, name: TableName) -> pd.DataFrame:
 def csv_text(table: pd.DataFrame) -> str:
     """The table as it is written: shortest floats that read back the same, empty cells for NaN."""
     return table.to_csv(index=False, lineterminator="\n")
-
-
-def write_together(folder: Path, contents: Mapping[str, str]) -> None:
-    """Write text files (name -> text, UTF-8) that take their places only once all of them are written.
-
-    Raises:
-        FileError: a file cannot be written; those that were there before are left as they were.
-    """
-    with ExitStack() as stack:
-        for name, text in contents.items():
-            file = stack.enter_context(replacing(folder / name))
-            file.write(text.encode())
-            file.flush()  # a full disk shows here, before any file is renamed
 
 
 def _number(text: str) -> float:

@@ -8,6 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from bilevel.checkpoint import State
+
 
 class LocallyLinear(BaseModel):
     """When outer steps are optimized and when they are predicted, and what a line is fitted to.
@@ -85,6 +87,17 @@ class Prediction:
             )
         weight = (self._index(step) - self._center) / (length * (length**2 - 1) / 12)
         return torch.add(self._sum / length, self._moment, alpha=weight).to(self._dtype)
+
+    def state(self) -> State:
+        """What `restore` takes, for a checkpoint."""
+        # an empty tensor says the type of what was recorded
+        like = torch.empty(0, dtype=self._dtype)
+        return {"recorded": self._recorded, "sum": self._sum, "moment": self._moment, "like": like}
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`."""
+        self._recorded, self._sum, self._moment = state["recorded"], state["sum"], state["moment"]
+        self._dtype = state["like"].dtype
 
     @property
     def _center(self) -> float:

@@ -1,8 +1,11 @@
 """Configuration, checked before any rule, and what the rules share."""
 
 import sys
+from functools import cache
+from pathlib import Path
 
 from bilevel import config as configuration
+from bilevel.files import replacing
 from bilevel.registry import code_hash, files_hash, run_code_hash, teacher_code_hash
 from bilevel.settings import SettingsError
 
@@ -10,6 +13,8 @@ from bilevel.settings import SettingsError
 def read_configuration():
     source = " + ".join(str(path) for path in workflow.configfiles)
     try:
+        if workflow.is_main_process:
+            configuration.check_files(map(Path, workflow.configfiles))
         settings = configuration.read(config, source)
         # jobs on a cluster read this file again: what takes a second is checked once, where the pipeline starts
         if workflow.is_main_process:
@@ -21,6 +26,7 @@ def read_configuration():
 
 
 CONFIG = read_configuration()
+run_code_hash = cache(run_code_hash)  # the same for thousands of runs
 RUNS = {run.folder: run for run in CONFIG.runs()}
 CONFIG_JSON = CONFIG.model_dump_json()
 
@@ -39,6 +45,12 @@ wildcard_constraints:
     seeds=r"[0-9,\-]+",
     teacher="[a-z0-9_.]+",
     seed="[0-9]+",
+
+
+onstart:
+    # what is under way, for `bilevel watch`
+    with replacing(Path("results/config.json")) as file:
+        file.write(CONFIG_JSON.encode())
 
 
 onerror:

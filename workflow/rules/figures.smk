@@ -17,11 +17,13 @@ for deck, figures in FIGURES.items():
             expand("results/figures/{deck}/{figure}.svg", deck=deck, figure=figures),
         log:
             f"results/logs/figures/{deck}.log",
+        group:
+            "results"
         conda:
             "../../envs/bilevel.yaml"
         resources:
             mem_mb=2000,
-            runtime=30,
+            runtime=10,
         params:
             code=code_hash(
                 "bilevel.plots",

@@ -28,11 +28,13 @@ rule report:
         ),
     log:
         "results/logs/report.log",
+    group:
+        "results"
     conda:
         "../../envs/bilevel.yaml"
     resources:
         mem_mb=2000,
-        runtime=30,
+        runtime=10,
     params:
         code=code_hash("bilevel.report"),
         page=files_hash("src/bilevel/report"),

@@ -39,6 +39,8 @@ rule run:
         gpu=1 if CONFIG.compute.device == "cuda" else 0,
     params:
         folder=subpath(output.record, parent=True),
+        # not an output: those of a job that failed are deleted
+        checkpoint="results/checkpoints/{study}/{method}/{seeds}.safetensors",
         data=lambda wildcards, input: [
             f"--data {path.removesuffix('.json')}.safetensors" for path in input.digest
         ],
@@ -55,4 +57,5 @@ rule run:
     shell:
         "python -m bilevel run --study {wildcards.study} --method {wildcards.method} --seeds {params.seeds}"
         " --spec {params.spec:q} {params.data} {params.teachers}"
-        " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        " --checkpoint {params.checkpoint} --output {params.folder}"
+        " >> {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

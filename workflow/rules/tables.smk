@@ -20,6 +20,8 @@ rule tables:
         ),
     log:
         "results/logs/tables.log",
+    group:
+        "results"
     conda:
         "../../envs/bilevel.yaml"
     resources:
@@ -42,11 +44,13 @@ rule claims:
         "results/tables/claims.csv",
     log:
         "results/logs/claims.log",
+    group:
+        "results"
     conda:
         "../../envs/bilevel.yaml"
     resources:
         mem_mb=2000,
-        runtime=30,
+        runtime=10,
     params:
         code=code_hash("bilevel.claims"),
     shell:

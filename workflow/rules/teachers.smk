@@ -23,6 +23,7 @@ rule teacher:
         gpu=1 if CONFIG.compute.device == "cuda" else 0,
     params:
         folder=subpath(output.digest, parent=True),
+        checkpoint="results/checkpoints/teachers/{teacher}/{seed}.safetensors",
         data=lambda wildcards, input: [
             f"--data {path.removesuffix('.json')}.safetensors" for path in input.digest
         ],
@@ -32,4 +33,5 @@ rule teacher:
         ),
     shell:
         "python -m bilevel teacher {wildcards.teacher} --seed {wildcards.seed} --spec {params.spec:q} {params.data}"
-        " --output {params.folder} > {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"
+        " --checkpoint {params.checkpoint} --output {params.folder}"
+        " >> {log} 2>&1 || {{ tail -n 5 {log} >&2; exit 1; }}"

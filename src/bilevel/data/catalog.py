@@ -199,5 +199,14 @@ _IWSLT14 = Spec(
 )
 
 SPECS: dict[str, Spec] = {
-    spec.name: spec for spec in (_MNIST_5K, _MNIST, _FASHION_MNIST, _CIFAR10, _HOME_ASSISTANT, _IWSLT14_20K, _IWSLT14)
+    spec.name: spec
+    for spec in (
+        _MNIST_5K,
+        _MNIST,
+        _FASHION_MNIST,
+        _CIFAR10,
+        _HOME_ASSISTANT,
+        _IWSLT14_20K,
+        _IWSLT14,
+    )
 }

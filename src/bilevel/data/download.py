@@ -7,7 +7,6 @@ addresses and checksums are used.
 import hashlib
 import http.client
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from pathlib import Path
 from bilevel.data.errors import DataError
 from bilevel.data.spec import Wheel
 from bilevel.files import replacing
+from bilevel.progress import say
 
 _CHUNK = 1 << 16  # bytes
 _HEADERS = {"User-Agent": "bilevel"}
@@ -141,4 +141,4 @@ def _say_progress(before: int, now: int, total: int | None) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text)

@@ -5,13 +5,13 @@ lies and is no part of this library.
 """
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bilevel.data.errors import DataError
 from bilevel.data.readers import lines_of, read_lines, read_members
 from bilevel.data.spec import LANGUAGES, Decoded, decoded_text
+from bilevel.progress import say
 
 Pairs = list[tuple[str, str]]  # (English, German)
 
@@ -97,7 +97,7 @@ def prepared(lines: Sequence[str], language: str) -> list[str]:
     """Return lines tokenized as by Moses in 2018 (special characters escaped, as `&apos;`) and in lower case."""
     from sacremoses import MosesTokenizer  # only this preparation needs it
 
-    print(f"tokenizing {len(lines)} lines ({language})", file=sys.stderr, flush=True)
+    say(f"tokenizing {len(lines)} lines ({language})")
     tokenize = MosesTokenizer(lang=language).tokenize
     # Moses maps each letter by itself, Python a sigma by its place in the word
     return [tokenize(line, return_str=True).replace("Σ", "σ").lower() for line in lines]

@@ -21,10 +21,13 @@ class Aggregated(Hypergradient):
     """∂L₂(w_T, λ)/∂λ + Σ_t γ^{T−t} B_t ∂L₂(w_t, λ)/∂w_t.
 
     Each step contributes its greedy (one-step) hypergradient at the outer gradient of that moment; γ^{T−t} stands in
-    for A_{t+1} … A_T. T products and T outer gradients, nothing stored: the sum is carried forward with the steps, and
-    each product uses the graph of the training step.
+    for A_{t+1} … A_T.
 
     gamma: γ in [0, 1]; 0 is T1–T2.
+
+    Cost: T mixed products, each on the graph of the training step, and T outer gradients.
+
+    Memory: no stored state; the sum is carried forward with the steps.
 
     Source: Yakovlev, Bakhteev, Strijov 2023 (deck 000).
     """

@@ -20,11 +20,15 @@ from bilevel.problem import Batch
 class CentralDifference(Hypergradient):
     """(dL₂/dλ)_k ≈ (F(λ + ε e_k) − F(λ − ε e_k)) / 2ε,  F(λ) = L₂(w_T(λ), λ).
 
-    2H runs beside the one whose state is returned; for any loss and any optimizer. The error is O(ε²) from the
+    For any loss and any optimizer. The error is O(ε²) from the
     difference and O(δ/ε) from rounding, δ = 2.2e-16 |F| in double and 1.2e-7 |F| in single precision; the sum is least
     near ε = δ^(1/3), which is about 1e-5 and 5e-3.
 
     epsilon: ε, the same for all hyperparameters.
+
+    Cost: 2H runs of T gradients beside the one whose state is returned; no products.
+
+    Memory: no stored state; one run at a time.
 
     Source: deck 001, slide "Численное".
     """

@@ -24,7 +24,7 @@ class Checkpointed(Hypergradient):
     """dL₂/dλ = ∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T, the sum of `unrolled`, with few states in memory.
 
     Exact. States that were not stored are computed again from the nearest one before them that was, by the same
-    operations. Each step is linearized once; how often it runs besides is up to the schedule, and all of it is counted.
+    operations.
 
     schedule: `segments` cuts the steps into pieces of one length and goes back through each as `unrolled` does through
         all of them, for one training more than that takes; `binomial` runs the fewest steps that the number of
@@ -33,6 +33,12 @@ class Checkpointed(Hypergradient):
         as much again for the states of one segment; with `binomial` about √(2T), for which no step runs more than
         twice before it is linearized; with `tree` ⌈log₂ T⌉, for ½ T log₂ T steps at most. States of a segment are not
         in the limit: there are ⌈T / (snapshots + 1)⌉ of them.
+
+    Cost: 2T − 1 products, as `unrolled`: each step is linearized once. How often it runs besides is up to the schedule,
+    and all of it is counted: with the default `snapshots`, about once more with `segments`, at most twice
+    with `binomial`, ½ log₂ T times with `tree`.
+
+    Memory: the states that `snapshots` allows: about 2√T with `segments`, √(2T) with `binomial`, log₂ T with `tree`.
 
     Source: Chen et al. 2016 (segments); Griewank and Walther 2000 (binomial); deck 001 (tree).
     """

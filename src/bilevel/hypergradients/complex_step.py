@@ -22,12 +22,16 @@ from bilevel.problem import Batch
 class ComplexStep(Hypergradient):
     """(dL₂/dλ)_k ≈ Im F(λ + iε e_k) / ε,  F(λ) = L₂(w_T(λ), λ).
 
-    H runs in complex arithmetic beside the one whose state is returned. Nothing is subtracted, so that ε can be so
-    small that the error O(ε²) vanishes: the result is exact up to rounding. Both losses must be analytic functions
-    written with operations that torch has for complex numbers; that is checked at the first parameters, which takes
-    three gradients and two products.
+    Nothing is subtracted, so that ε can be so small that the error O(ε²) vanishes: the result is exact up to rounding.
+    Both losses must be analytic functions written with operations that torch has for complex numbers; that is checked
+    at the first parameters.
 
     epsilon: ε. Its product with the largest derivative of anything in the run has to be negligible.
+
+    Cost: H runs of T gradients in complex arithmetic beside the one whose state is returned; the check takes three
+    gradients and two products.
+
+    Memory: no stored state; one run at a time, its numbers twice as large.
 
     Raises ValueError for a loss that is not analytic or does not run in complex arithmetic, and for an optimizer that
     does not take one gradient a step.

@@ -36,7 +36,11 @@ class ConjugateGradient(Hypergradient):
 
     Seeds are solved together, each with steps of its own, and each rests once it is done. Where a direction of negative
     or no curvature turns up, that seed stops with the iterate it has. This, and reaching `iterations` above a positive
-    tolerance, raise a `ConjugateGradientWarning` with the relative residual. Nothing is stored.
+    tolerance, raise a `ConjugateGradientWarning` with the relative residual.
+
+    Cost: at most `iterations` products with H or the Gauss–Newton matrix, and one mixed product.
+
+    Memory: no stored state; a few vectors as large as the parameters.
 
     Raises ValueError for `gauss_newton` and a problem without `inner_outputs` and `inner_output_loss`.
 

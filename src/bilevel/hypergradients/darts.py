@@ -22,10 +22,13 @@ class DARTS(Hypergradient):
 
     v is the optimizer's adjoint of ∂L₂/∂w_T with respect to the last gradient: −η ∂L₂/∂w_T for gradient descent, where
     the article leaves out momentum. What passes through learned settings of the optimizer and through the penalty is
-    added in closed form. For ε → 0 this is T1–T2, `truncated` with one step; it takes two gradients over λ instead of a
-    second derivative.
+    added in closed form. For ε → 0 this is T1–T2, `truncated` with one step.
 
     epsilon: ε, the length of the step to either side. The error is O(ε²) and, from rounding, O(δ/ε).
+
+    Cost: two gradients over λ instead of a second derivative; no products.
+
+    Memory: no stored state.
 
     Raises ValueError for an optimizer that does not take one gradient a step.
 

@@ -20,8 +20,11 @@ class DrMAD(Hypergradient):
     """Exact reverse mode with A_t, B_t taken at s̃_{t−1} = (1 − (t−1)/T) s_0 + (t−1)/T s_T instead of s_{t−1}.
 
     For an optimizer whose Jacobians depend on the parameters alone (SGD, momentum) that is the line between the first
-    and the last parameters; where steps are counted, the count is that of step t. Stores two states; 2T − 1 products.
-    It has no settings.
+    and the last parameters; where steps are counted, the count is that of step t. It has no settings.
+
+    Cost: 2T − 1 products, as `unrolled`.
+
+    Memory: two states, the first and the last.
 
     Raises ValueError for an optimizer that does not take one gradient a step: a point between two states of its memory
     means nothing.

@@ -15,9 +15,14 @@ from bilevel.problem import Batch
 
 @dataclass(frozen=True, config=STRICT)
 class FirstOrder(Hypergradient):
-    """∂L₂/∂λ at w_T: the parameters are taken not to depend on λ. One outer gradient; no settings.
+    """∂L₂/∂λ at w_T: the parameters are taken not to depend on λ.
 
-    Zero where the outer loss does not see the hyperparameters. Of use where it does, as with structural parameters.
+    Zero where the outer loss does not see the hyperparameters. Of use where it does, as with structural parameters. It
+    has no settings.
+
+    Cost: one outer gradient; no products.
+
+    Memory: no stored state.
 
     Source: Liu et al. 2019, section 2.3, "First-order approximation".
     """

@@ -19,9 +19,12 @@ from bilevel.problem import Batch
 class Forward(Hypergradient):
     """dL₂/dλ = ∂L₂/∂λ + Z_Tᵀ ∂L₂/∂w_T,  Z_t = ds_t/dλ = A_t Z_{t−1} + B_t,  Z_0 = 0.
 
-    Exact. No state of the past is kept: what is held are the H columns of Z, each as large as a state, whatever the
-    number of steps. A step takes H products with each of the two Jacobians of the gradient (the first one no Hessian
-    products), so (2T − 1) H in all: the method for few hyperparameters and many steps. It has no settings.
+    Exact; the method for few hyperparameters and many steps. It has no settings.
+
+    Cost: (2T − 1) H products: H a step with each of the two Jacobians of the gradient, with the mixed one alone in the
+    first.
+
+    Memory: no state of the past; the H columns of Z, each as large as a state, whatever the number of steps.
 
     Raises ValueError for an optimizer that does not take one gradient a step.
 

@@ -23,12 +23,16 @@ class HyperDistill(Hypergradient):
     B*_T is the Jacobian ∂s_T/∂λ of the last step, on its batch, taken where the parameters are the distilled point
     w*_T = (1 − γ)/(1 − γᵀ) Σ_t γ^{T−t} w_{t−1} instead of w_{T−1}; the optimizer's other slots are as in s_{T−1}.
     The average is carried along with the run: w*_t = p_t w*_{t−1} + (1 − p_t) w_{t−1}, p_t = (γ − γᵗ)/(1 − γᵗ).
-    For γ = 1 the limits hold: p_t = (t − 1)/t and T in place of (1 − γᵀ)/(1 − γ). One mixed product; holds one vector.
+    For γ = 1 the limits hold: p_t = (t − 1)/t and T in place of (1 − γᵀ)/(1 − γ).
 
     gamma: γ in [0, 1]; with 0 and θ = 1 it is T1–T2. theta: θ, to be had from `fit_theta`.
 
     The article draws the batch at random among those of the run, with the weights of the average; here it is the last
     one, so that an estimate is a function of its arguments.
+
+    Cost: one mixed product; a call of `fit_theta` takes 3T − 1 products and stores T states.
+
+    Memory: one vector as large as the parameters, the distilled point.
 
     Source: Lee et al. 2022, algorithms 3 and 4.
     """

@@ -21,8 +21,7 @@ class Neumann(Hypergradient):
     """∂L₂/∂λ + 1/K Σ_{t > T−K} B_t Σ_{j=0}^{N} A_t^j ∂L₂/∂w_t.
 
     At each of the last K inner steps the implicit hypergradient B (I − A)⁻¹ ∂L₂/∂w is approximated by N + 1 terms of
-    its Neumann series; the K estimates are averaged, so that their scale does not depend on K. (N + 1) K products,
-    nothing stored.
+    its Neumann series; the K estimates are averaged, so that their scale does not depend on K.
 
     terms: N, the number of products with A; 0 gives one term, and with K = 1 that is T1–T2.
     last_steps: K.
@@ -30,6 +29,10 @@ class Neumann(Hypergradient):
         w − α ∂L₁/∂w at w_t on the batch of step t, whatever the optimizer, A = I − α H and B = −α M with
         H = ∂²L₁/∂w∂w, M = ∂²L₁/∂λ∂w; each t then takes a gradient more. The series converges for α below
         2 / ‖H‖ and a positive definite H; a weight decay of the optimizer is no part of H.
+
+    Cost: (N + 1) K products: N with A and one with B for each of the last K steps, and K outer gradients.
+
+    Memory: no stored state.
 
     Source: Lorraine et al. 2020 (there with a number α and K = 1); the form with K online steps is N.IFT(N, K) of
     Lee et al. 2022 and IFT(N, K) of deck 000.

@@ -16,7 +16,16 @@ from bilevel.problem import Batch
 
 @dataclass(frozen=True, config=STRICT)
 class NoHypergradient(Hypergradient):
-    """Trains and leaves λ as it is: after any number of steps, one or more, the estimate is zero. No settings."""
+    """0: trains and leaves λ as it is.
+
+    After any number of steps, one or more, the estimate is zero. It has no settings.
+
+    Cost: T gradients, those of the training; no products.
+
+    Memory: no stored state.
+
+    Source: none; the baseline.
+    """
 
     def _estimate(
         self,

@@ -26,9 +26,11 @@ class Nystrom(Hypergradient):
     being a pseudoinverse, since columns may depend on each other. With k = P it is the implicit function theorem with
     damping δ; right at a stationary point w_T of L₁ on that batch only, and meant for a positive semidefinite H.
 
-    k Hessian products, in batches, and one mixed product; holds k vectors.
-
     rank: k. damping: δ. seed: of the generator that draws the columns, the same for every seed of the run.
+
+    Cost: k products with H, in batches, and one mixed product.
+
+    Memory: k vectors as large as the parameters; no stored state.
 
     Raises ValueError where there are fewer parameters than `rank`.
 

@@ -20,8 +20,11 @@ from bilevel.problem import Batch
 class Truncated(Hypergradient):
     """∂L₂/∂λ + Σ_{t > T−K} B_t A_{t+1} … A_T ∂L₂/∂w_T.
 
-    steps: K. With 1 the graph of the last training step itself is used: one mixed product, nothing stored. K ≥ T is
-    exact.
+    steps: K. With 1 the graph of the last training step itself is used. K ≥ T is exact.
+
+    Cost: 2K − 1 products: K mixed ones and K − 1 with the Hessian.
+
+    Memory: K states; none with K = 1.
 
     Source: Luketina et al. 2016 (T1–T2, K = 1); Shaban et al. 2019 (any K).
     """

@@ -22,13 +22,17 @@ from bilevel.problem import Batch
 class Unrolled(Hypergradient):
     """dL₂/dλ = ∂L₂/∂λ + Σ_t B_t A_{t+1} … A_T ∂L₂/∂w_T,  A_t = ∂s_t/∂s_{t−1},  B_t = ∂s_t/∂λ  (deck 000).
 
-    Exact. Stores what the adjoints need of the T states, with momentum the parameters alone, and the graph of one step:
-    the optimizer's part of A_t and B_t is applied in closed form, the loss's part by one Hessian-vector and one mixed
-    product a step. A traced problem keeps the activations of all steps instead, if they are smaller than the states.
+    Exact: the optimizer's part of A_t and B_t is applied in closed form, the loss's part by one Hessian-vector and one
+    mixed product a step.
 
     store: where the states are kept: in `memory`, or on `disk`, in a temporary file that is gone at the end; the
         numbers are the same to the bit.
     folder: where that file lies; None for the system's temporary folder, which may itself be in memory.
+
+    Cost: 2T − 1 products: T mixed ones and T − 1 with the Hessian.
+
+    Memory: of T states what the adjoints need, with momentum the parameters alone, and the graph of one step; on disk,
+    of one state at a time. A traced problem keeps the activations of all steps instead, if they are smaller.
 
     Raises FileError at use where the folder cannot be written or the disk is full.
 

@@ -65,6 +65,7 @@ _PRUNED = {
     "y_label": "Test accuracy",
 }
 _LEARNED = ("learned_optimizer_quadratic", "learned_optimizer_network")
+_SELF_REFERENTIAL = ("self_referential", "self_referential_binary")
 _DOMAINS = ("rotated_mnist_2", "rotated_mnist_3", "rotated_mnist_4")
 _ROTATIONS = {"union": "All rotations", "0": "0°", "180": "180°", "90": "90°", "270": "270°"}
 _LANGUAGES = {"en": "English", "de": "German"}
@@ -399,6 +400,72 @@ FIGURES: dict[str, dict[str, Drawing]] = {
                 "y_label": "Validation loss",
                 "methods": ("lstm",),
                 "own_axes": True,
+            },
+        ),
+        "self_referential_training": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _SELF_REFERENTIAL,
+            {
+                "y": "test_loss",
+                "x_label": "Updates",
+                "y_label": "Test loss",
+                "reference": "least_loss",
+                "reference_label": "least",
+            },
+        ),
+        "self_referential_place": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            _SELF_REFERENTIAL,
+            {
+                "y": "place_loss",
+                "x_label": "Place in the sequence",
+                "y_label": "Test loss",
+                "reference": "place_least",
+                "reference_label": "nothing forgotten",
+            },
+        ),
+        "activations_validation": Drawing(
+            "curves",
+            "curves",
+            "trace",
+            ("activations", "priors"),
+            {
+                "y": "validation_loss",
+                "x_label": "Trainings differentiated",
+                "y_label": "Validation loss",
+                "methods": (
+                    *("mixture", "mixture_truncated", "equal", "tanh", "relu", "identity", "sine"),
+                    *("prior_mixture", "prior_l2", "prior_l1"),
+                ),
+                "own_axes": True,
+            },
+        ),
+        "activations_weights": Drawing(
+            "domains",
+            "weights_by_domain",
+            "trace",
+            ("activations",),
+            {
+                "domains": {"1": "After hidden layer 1", "2": "After hidden layer 2"},
+                "x_label": "Trainings differentiated",
+                "label": "Share of the mixture",
+                "methods": ("mixture", "mixture_truncated"),
+            },
+        ),
+        "priors_weights": Drawing(
+            "domains",
+            "weights_by_domain",
+            "trace",
+            ("priors",),
+            {
+                "domains": {"1": "Layer 1", "2": "Layer 2", "3": "Layer 3"},
+                "x_label": "Trainings differentiated",
+                "label": "Share of the mixture",
+                "methods": ("prior_mixture",),
             },
         ),
     },

@@ -241,13 +241,19 @@ def _ticks(axis: Axis, most: int) -> dict[float, str]:
     stride = next(size for size in (1, 2, 3, 4, 5, 10, 20, 50, 100) if len(whole) <= most * size or size == 100)
     small = whole[0] >= 0 and whole[-1] <= 4
     chosen = [place for place in whole if place % stride == 0]
-    return foot | {
-        place: _plain(place) if small else "10" + str(int(place)).translate(SUPERSCRIPTS) for place in chosen
-    }
+    return foot | {place: _plain(place) if small else _power(place) for place in chosen}
 
 
 def _plain(place: float) -> str:
-    return f"{10**place:,.4g}".replace(",", "\u202f")
+    """10 to that power as a number; as a multiple of a whole power where it is very large or very small."""
+    if -3 - 1e-9 <= place < 5 - 1e-9:
+        return f"{10**place:,.4g}".replace(",", "\u202f")
+    first, exponent = f"{10**place:.0e}".split("e")
+    return _power(float(exponent)) if first == "1" else f"{first}·{_power(float(exponent))}"
+
+
+def _power(place: float) -> str:
+    return "10" + str(int(place)).translate(SUPERSCRIPTS)
 
 
 def _draw(axes: Axes, curve: Curve, up: Axis, look: Look) -> None:

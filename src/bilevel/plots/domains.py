@@ -33,6 +33,7 @@ def weights_by_domain(
     domains: Mapping[str, str],
     x_label: str,
     methods: Sequence[str] | None = None,
+    label: str = "Mean weight over the edges",
 ) -> Sheet:
     """Mean weight of each operation over the edges: a row a method, a panel a domain, a line an operation.
 
@@ -40,8 +41,8 @@ def weights_by_domain(
 
     domains: those there may be, in the order of their panels -> titles.
     methods: those drawn; None: all.
+    label: of the vertical axis.
     """
-    label = "Mean weight over the edges"
     table = _by_domain(trace[trace["metric"].str.startswith("weight_")], domains)
     table = table.assign(operation=table["metric"].str.removeprefix("weight_"))
     rows, gaps, parts = [], [], []

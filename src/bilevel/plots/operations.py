@@ -1,4 +1,4 @@
-"""How operations of searched cells are called in figures, and the family whose color each of them has."""
+"""How operations of searched cells, and parts of other mixtures, are called in figures, and in which family's color."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ OPERATIONS: Mapping[str, Method] = {
     "relu": Method(name="relu", family="drmad"),
     "sigmoid": Method(name="sigmoid", family="truncated"),
     "identity": Method(name="identity", family="exact"),
+    "sine": Method(name="sine", family="implicit"),
+    "l2": Method(name="L2", family="aggregated"),
+    "l1": Method(name="L1", family="drmad"),
 }
 """Operations of a family share a color; their order here gives each its line style."""
 

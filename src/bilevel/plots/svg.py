@@ -14,14 +14,18 @@ NAMESPACE = "http://www.w3.org/2000/svg"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
 
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
+_ELSEWHERE = re.compile(r"url\(\s*(?![#\s])", re.IGNORECASE)
 _FAMILY = re.compile(r"font-family: [^;]*;? ?")
 _LONG = re.compile(r"-?\d+\.\d{3,}")
 _STRAIGHT = re.compile(r"M[MLz]*")
+_ABSOLUTE = re.compile(r"(?:[MLQCz]|[-\d.]+|\s+)+")
+_POINTS = {"M": 1, "L": 1, "Q": 2, "C": 3}
+"""Commands of a path that `relative` knows -> points that each takes."""
 _FORBIDDEN = ("script", "foreignObject", "metadata", "style")
 
 
 def parse(text: str) -> Element:
-    """Tree of an SVG document with plain tag names, without scripts, styles and metadata.
+    """Tree of an SVG document with plain tag names, without scripts, styles, metadata and anything that lies elsewhere.
 
     Raises:
         ValueError: the text is not well-formed XML or not SVG.
@@ -32,15 +36,21 @@ def parse(text: str) -> Element:
         raise ValueError(f"not well-formed: {error}") from error
     for element in root.iter():
         element.tag = _plain(element.tag)
-        element.attrib = {
-            _plain(key): value for key, value in element.attrib.items() if not key.lower().startswith("on")
-        }
+        own = {_plain(key): value for key, value in element.attrib.items()}
+        element.attrib = {key: value for key, value in own.items() if _harmless(key, value)}
     if root.tag != "svg":
         raise ValueError(f"not SVG: the root element is {root.tag}")
     for parent in list(root.iter()):
         for child in [child for child in parent if child.tag in _FORBIDDEN]:
             parent.remove(child)
     return root
+
+
+def _harmless(key: str, value: str) -> bool:
+    """Neither a script nor a reference out of the document."""
+    if key.lower().startswith("on") or (key == "href" and not value.startswith("#")):
+        return False
+    return not _ELSEWHERE.search(value)
 
 
 def isolate(root: Element, prefix: str) -> None:
@@ -77,9 +87,13 @@ def coarsen(root: Element) -> None:
     For drawings of many short lines. Other paths are left as they are.
     """
     for element in root.iter("path"):
-        words = element.get("d", "").split()
-        if words and _STRAIGHT.fullmatch("".join(word for word in words if word.isalpha())):
-            element.set("d", _relative(words))
+        if is_straight(path := element.get("d", "")):
+            element.set("d", relative(path))
+
+
+def is_straight(path: str) -> bool:
+    """Whether path data is of lines alone, in absolute coordinates."""
+    return bool(_STRAIGHT.fullmatch("".join(letter for letter in path if letter.isalpha())))
 
 
 def describe(root: Element, title: str, description: str) -> None:
@@ -110,23 +124,31 @@ def _references(root: Element) -> Iterator[str]:
                 yield from _REFERENCE.findall(value)
 
 
-def _relative(words: list[str]) -> str:
-    """Path data of M, L and z in relative coordinates, where pairs without a letter are lines.
+def relative(path: str) -> str:
+    """Path data in relative coordinates with one decimal; as it is where it has other commands than M, L, Q, C and z.
 
     Places are rounded before they are subtracted: errors do not add up.
     """
+    if not _ABSOLUTE.fullmatch(path):
+        return path
     start = at = (0, 0)
-    text, rest = "", iter(words)
-    for word in rest:
+    text, command, written = "", "", ""
+    words = iter(path.split())
+    for word in words:
         if word == "z":
-            at = start
-            text += "z"
+            at, text, written = start, text + "z", "z"
             continue
-        to = (round(10 * float(next(rest))), round(10 * float(next(rest))))
-        start = to if word == "M" else start
-        pair = _tenths(to[0] - at[0]) + _tenths(to[1] - at[1])
-        text += "m" + pair.lstrip() if word == "M" else pair
-        at = to
+        command, numbers = (word, []) if word.isalpha() else (command.replace("M", "L"), [word])
+        numbers += [next(words) for _ in range(2 * _POINTS[command] - len(numbers))]
+        points = [
+            (round(10 * float(x)), round(10 * float(y))) for x, y in zip(numbers[::2], numbers[1::2], strict=True)
+        ]
+        piece = "".join(_tenths(x - at[0]) + _tenths(y - at[1]) for x, y in points)
+        # pairs of numbers that follow without a letter are what the letter before says, and lines after a move
+        text += piece if command == written else command.lower() + piece.lstrip()
+        at = points[-1]
+        start = at if command == "M" else start
+        written = command.replace("M", "L")
     return text
 
 

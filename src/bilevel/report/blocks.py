@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bilevel.report import figures, words
-from bilevel.report.decks import Deck, Figure, Metric, Metrics, Quantity, Row, SlideTable, Text
+from bilevel.report import figures, verdicts, words
+from bilevel.report.decks import Deck, Figure, Metric, Metrics, Overview, Quantity, Row, SlideTable, Study, Text
 from bilevel.report.lookup import Lookup, mark, slug
-from bilevel.report.model import NOT_RUN, Block, Column, Section, Table, TableRow, Value
+from bilevel.report.model import NOT_RUN, Block, Claim, Column, Link, Section, Subject, Table, TableRow, Value
 from bilevel.report.source import Cell
 
 Scale = tuple[float, float]
@@ -26,6 +26,8 @@ def section(look: Lookup, deck: Deck) -> Section:
             blocks.append(_slide_table(look, block, deck, anchor))
         elif isinstance(block, Metrics):
             blocks.append(_metrics(look, block, anchor))
+        elif isinstance(block, Overview):
+            blocks.append(_overview(look, block, anchor))
         else:
             blocks.append(_figure(look, block, deck, anchor, next(numbers)))
     return Section(deck.id, f"deck-{deck.id}", deck.title, deck.original, deck.authors, blocks)
@@ -37,13 +39,48 @@ def _text(block: Text, anchor: str) -> Block:
 
 
 def _figure(look: Lookup, block: Figure, deck: Deck, anchor: str, place: int) -> Block:
-    drawn = figures.read(look.source.figures / deck.id / f"{block.figure}.svg")
+    drawn = figures.read(look.source.figures / deck.id / f"{block.figure}.svg", look.sheet)
     return Block("figure", anchor, block.title, caption=words.prose(block.caption), figure=drawn, number=place)
 
 
 def _metrics(look: Lookup, block: Metrics, anchor: str) -> Block:
     tables = [look.metrics_table(study, block.metrics, f"{anchor}-{study}", block.methods) for study in block.studies]
     return Block("metrics", anchor, block.title, tables=tables, caption=words.prose(block.caption))
+
+
+def _overview(look: Lookup, block: Overview, anchor: str) -> Block:
+    places = _places(look)
+    claims: dict[str, list[Claim]] = {}
+    for told, claim in zip(look.source.claims, verdicts.claims(look), strict=True):
+        claims.setdefault(told["id"], []).append(claim)
+    subjects = [
+        Subject(
+            row.name,
+            row.original,
+            words.prose(row.by),
+            [Link(_described(look.study(key)), places.get(key, "")) for key in row.studies],
+            [claims[wanted] for wanted in row.claims if wanted in claims],
+        )
+        for row in block.rows
+    ]
+    return Block(
+        "overview", anchor, block.title, caption=words.prose(block.caption), corner=block.corner, subjects=subjects
+    )
+
+
+def _described(study: Study) -> str:
+    """What a study is about; names alone, such as Network, tell little outside of their deck."""
+    return study.about.rstrip(".") or study.name
+
+
+def _places(look: Lookup) -> dict[str, str]:
+    """Where on the page each study stands first."""
+    places: dict[str, str] = {}
+    for deck in look.decks.decks:
+        for place, block in enumerate(deck.blocks, start=1):
+            for study in block.studies if isinstance(block, SlideTable | Metrics) else ():
+                places.setdefault(study, f"deck-{deck.id}-{place}")
+    return places
 
 
 def _slide_table(look: Lookup, block: SlideTable, deck: Deck, anchor: str) -> Block:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bilevel import plain_yaml
 from bilevel.settings import SettingsError, explain
 
 
@@ -116,7 +117,35 @@ class Metrics(_Model):
     methods: tuple[str, ...] = ()
 
 
-Block = Annotated[Text | SlideTable | Figure | Metrics, Field(discriminator="kind")]
+class Subject(_Model):
+    """A row of an overview: how its studies go about a subject (`by`), and what came out, as ids of claims.
+
+    original: the slide's own words.
+    """
+
+    name: str
+    original: str = ""
+    by: str
+    studies: tuple[str, ...]
+    claims: tuple[str, ...] = ()
+
+
+class Overview(_Model):
+    """A list of the slide, with links to studies and to verdicts; `corner` heads the column of its subjects."""
+
+    kind: Literal["overview"]
+    title: str
+    caption: str = ""
+    corner: str
+    rows: tuple[Subject, ...]
+
+    @property
+    def linked(self) -> list[str]:
+        """Studies that it leads to."""
+        return [study for row in self.rows for study in row.studies]
+
+
+Block = Annotated[Text | SlideTable | Figure | Metrics | Overview, Field(discriminator="kind")]
 
 
 class Deck(_Model):
@@ -156,7 +185,7 @@ def load(path: Path) -> Decks:
         SettingsError: not YAML, an unknown or missing key, or a name that the file does not define.
     """
     try:
-        decks = Decks.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        decks = Decks.model_validate(plain_yaml.parse(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: not YAML: {error}") from error
     except ValidationError as error:
@@ -169,7 +198,8 @@ def load(path: Path) -> Decks:
 
 def _unknown(deck: Deck, decks: Decks) -> Iterator[str]:
     """Names of metrics and studies that a deck uses and the file does not define."""
-    for study in deck.studies:
+    linked = [study for block in deck.blocks if isinstance(block, Overview) for study in block.linked]
+    for study in dict.fromkeys([*deck.studies, *linked]):
         if study not in decks.studies:
             yield f"deck {deck.id}: study {study} is not under studies"
     for metric in _metrics(deck):

@@ -8,7 +8,8 @@ from xml.etree.ElementTree import Element
 
 from markupsafe import Markup
 
-from bilevel.plots.svg import parse, serialize
+from bilevel.plots.svg import NAMESPACE, parse, serialize
+from bilevel.report.compact import Sheet
 
 
 @dataclass(frozen=True)
@@ -35,26 +36,32 @@ class Drawn:
     gap: str = ""
 
 
-def read(path: Path) -> Drawn:
-    """Take the panels out of a figure's file; a file without panels is one panel."""
+def read(path: Path, sheet: Sheet) -> Drawn:
+    """Take the panels out of a figure's file; a file without panels is one panel. Their styles go into `sheet`."""
     if not path.exists():
         return Drawn([], f"Not drawn: {path.parent.name}/{path.name} is not there.")
     try:
         root = parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         return Drawn([], f"Not drawn: {path.parent.name}/{path.name} cannot be used ({error}).")
-    groups = [_group(element) for element in root if element.get("class") == "group"]
-    return Drawn(groups or [Group("", [_panel(root)])])
+    groups = [_group(element, sheet) for element in root if element.get("class") == "group"]
+    return Drawn(groups or [Group("", [_panel(root, sheet)])])
 
 
-def _group(element: Element) -> Group:
+def _group(element: Element, sheet: Sheet) -> Group:
     heading = next((child.text or "" for child in element if child.tag == "text"), "")
-    return Group(heading, [_panel(child) for child in element if child.tag == "svg"])
+    return Group(heading, [_panel(child, sheet) for child in element if child.tag == "svg"])
 
 
-def _panel(element: Element) -> Panel:
+def _html(element: Element) -> str:
+    """SVG as HTML has it: no name space, no room before the end of a tag."""
+    return serialize(element).replace(f' xmlns="{NAMESPACE}"', "", 1).replace(" />", "/>")
+
+
+def _panel(element: Element, sheet: Sheet) -> Panel:
     for key in ("x", "y", "width", "height", "style"):
         element.attrib.pop(key, None)
     element.set("class", "panel")
+    sheet.compact(element)
     width = float(element.get("viewBox", "0 0 300 200").split()[2]) * 4 / 3
-    return Panel(Markup(serialize(element)), round(width))
+    return Panel(Markup(_html(element)), round(width))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from bilevel.report import words
+from bilevel.report.compact import Sheet
 from bilevel.report.decks import Decks, Method, Metric, Study
 from bilevel.report.model import NOT_RUN, Column, Mark, Ran, Table, TableRow, Value
 from bilevel.report.source import Cell, Source
@@ -13,10 +14,14 @@ from bilevel.report.source import Cell, Source
 
 @dataclass(frozen=True)
 class Lookup:
-    """The decks file and the tables, asked by key; what the file does not know goes by its key."""
+    """The decks file and the tables, asked by key; what the file does not know goes by its key.
+
+    sheet: what the figures of the page have in common.
+    """
 
     decks: Decks
     source: Source
+    sheet: Sheet = field(default_factory=Sheet)
 
     def metric(self, key: str) -> Metric:
         """How a metric is written; its key as name where the file does not know it."""
@@ -47,21 +52,24 @@ class Lookup:
         gap = "" if self.source.methods(study) else NOT_RUN
         return Ran(known.name, study, known.about, " · ".join(part for part in parts if part), gap)
 
+    def measured(self, study: str, method: str) -> bool:
+        """Whether a method of a study has any metric."""
+        return method in self.source.methods(study)
+
     def value(self, study: str, method: str, key: str) -> Value:
         """Mean, interval and number of seeds of one metric."""
         cell, metric = self.source.cells.get((study, method, key)), self.metric(key)
         if cell is None:
-            ran = any(other[:2] == (study, method) for other in self.source.cells)
-            return Value(gap="not measured" if ran else NOT_RUN)
+            return Value(gap="not measured" if self.measured(study, method) else NOT_RUN)
         lost = f"{cell.diverged} diverged" if cell.diverged else ""
         if cell.mean is None:
             return Value(gap="diverged" if cell.diverged else "no value")
         return Value(
             text=words.in_unit(cell.mean, metric),
             interval=_interval(cell, metric),
-            n=f"n = {cell.n}",
+            n=f"n\u00a0=\u00a0{cell.n}",
             remark=lost,
-            sort=f"{cell.mean}",
+            sort=f"{cell.mean:.6g}",
         )
 
     def metrics_table(
@@ -77,11 +85,21 @@ class Lookup:
             for method in self.methods(study)
             if not methods or method in methods
         ]
+        ran, rows = said_once(ran, rows)
         return ran, Table(slug(anchor), "Method", columns, rows)
 
     def _column(self, key: str) -> Column:
         metric = self.metric(key)
         return Column(words.heading(metric), "value" if metric.digits else "number", metric.about)
+
+
+def said_once(ran: Ran, rows: list[TableRow]) -> tuple[Ran, list[TableRow]]:
+    """The number of seeds with what a study ran on, where it is the same in every cell, rather than in each."""
+    counts = {value.n for row in rows for value in row.cells if value.n}
+    if len(counts) != 1:
+        return ran, rows
+    ran = replace(ran, facts=f"{ran.facts} · {counts.pop()} throughout")
+    return ran, [replace(row, cells=[replace(value, n="") for value in row.cells]) for row in rows]
 
 
 def mark(

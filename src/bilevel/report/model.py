@@ -116,6 +116,25 @@ Tables = Sequence[tuple[Ran | None, Table | None]]
 
 
 @dataclass(frozen=True)
+class Link:
+    """A name, and the id of what it leads to, if that is on the page."""
+
+    name: str
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A row of an overview; `claims` has the verdicts of each claim, one a study."""
+
+    name: str
+    original: str
+    by: Markup
+    studies: list[Link]
+    claims: list[list[Claim]]
+
+
+@dataclass(frozen=True)
 class Block:
     """A block of a deck; `kind` says which of the other fields hold it."""
 
@@ -129,6 +148,8 @@ class Block:
     caption: Markup | None = None
     figure: figures.Drawn | None = None
     number: int = 0
+    corner: str = ""
+    subjects: list[Subject] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -168,3 +189,4 @@ class Page:
     timing: Table
     provenance: list[tuple[str, list[tuple[str, str]]]]
     configuration: str
+    figure_styles: Markup

@@ -90,6 +90,7 @@
   // The contents follow the reader.
   const links = new Map([...document.querySelectorAll(".contents a")].map((link) => [link.hash.slice(1), link]));
   const sections = [...links.keys()].map((id) => document.getElementById(id)).filter(Boolean);
+  document.querySelector(".contents").classList.add("folded");
   let waiting = false;
   const follow = () => {
     waiting = false;

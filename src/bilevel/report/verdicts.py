@@ -67,7 +67,7 @@ def _claim(look: Lookup, row: Mapping[str, str], spans: Mapping[str, float]) -> 
         effect=_effect(look, row, spans[row["metric"]]),
         n=words.DASH if not n else f"{n:.0f}",
         p=words.probability(p),
-        p_sort="" if p is None else f"{p}",
+        p_sort="" if p is None else f"{p:.6g}",
         seeds=words.DASH if seeds is None else words.decimal(seeds, 0),
         rank=VERDICTS.index(verdict) if verdict in VERDICTS else len(VERDICTS),
         anchor=f"claim-{row['id']}-{row['study']}",
@@ -89,6 +89,6 @@ def _effect(look: Lookup, row: Mapping[str, str], span: float) -> Value:
         unit=words.difference_unit(metric),
         remark=metric.name,
         interval=interval,
-        sort=f"{effect}",
+        sort=f"{effect:.6g}",
         mark=replace(drawn, claimed=row["better"]) if drawn else None,
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import yaml
+from markupsafe import Markup
 
 from bilevel.report import blocks, verdicts, words
 from bilevel.report.decks import Decks
-from bilevel.report.lookup import Lookup
+from bilevel.report.lookup import Lookup, said_once, slug
 from bilevel.report.model import Column, Notice, Page, Ran, Section, Table, TableRow, Tables, Value
 from bilevel.report.source import Source, number
 
@@ -32,18 +33,19 @@ def page(decks: Decks, source: Source) -> Page:
         timing=_timing(look),
         provenance=_provenance(look),
         configuration=_configuration(look),
+        figure_styles=Markup(look.sheet.css()),
     )
 
 
 def _facts(look: Lookup) -> list[tuple[str, str]]:
-    """Studies, runs, seeds and commit."""
+    """Studies (their names, where they are few), data, runs, seeds and commit."""
     runs = look.source.runs()
     studies = list(dict.fromkeys(study for study, _, _ in runs))
     missing, diverged = (len(look.source.listed(kind)) for kind in ("missing", "diverged"))
     count = f"{len(runs)} of {len(runs) + missing}" if missing else f"{len(runs)}"
     seeds = words.seeds(" ".join(dict.fromkeys(seed for _, _, seed in runs)))
     found = [
-        ("Studies", ", ".join(studies) or "none"),
+        ("Studies", f"{len(studies)}" if len(studies) > 6 else ", ".join(studies) or "none"),
         ("Data", ", ".join(dict.fromkeys(look.data(study) for study in studies if look.data(study)))),
         ("Runs", count + (f", {diverged} diverged" if diverged else "")),
         ("Seeds", seeds or "none"),
@@ -78,18 +80,25 @@ def _runs(look: Lookup, kind: str) -> list[str]:
 
 
 def _other(look: Lookup) -> Tables:
-    """Studies that no deck shows: nothing that was run is left out."""
+    """Studies that no deck shows: nothing that was run is left out. A row a metric, of which there are many."""
     shown = {study for deck in look.decks.decks for study in deck.studies}
     found = sorted({study for study, _, _ in look.source.cells} - shown)
     tables: list[tuple[Ran | None, Table | None]] = []
     for study in found:
         metrics = sorted({metric for name, _, metric in look.source.cells if name == study})
-        tables.append(look.metrics_table(study, metrics, f"other-{study}"))
+        methods = look.methods(study)
+        columns = [Column(look.method(method), "value") for method in methods]
+        rows = [
+            TableRow(words.heading(look.metric(key)), [look.value(study, method, key) for method in methods])
+            for key in metrics
+        ]
+        ran, rows = said_once(look.ran(study), rows)
+        tables.append((ran, Table(slug(f"other-{study}"), "Metric", columns, rows)))
     return tables
 
 
 def _products(look: Lookup) -> Table:
-    """Products counted per outer step."""
+    """Products counted per outer step; a run that counts none, as it has no outer steps, has no row."""
     columns = [Column(look.metric(key).name, "number", look.metric(key).about) for key in look.decks.costs]
     studies = dict.fromkeys([*look.decks.studies, *(study for study, _, _ in look.source.cells)])
     rows = [
@@ -103,6 +112,8 @@ def _products(look: Lookup) -> Table:
         for study in studies
         if look.source.methods(study)
         for method in look.methods(study)
+        if any((study, method, key) in look.source.cells for key in look.decks.costs)
+        or not look.measured(study, method)
     ]
     caption = words.prose("Counted where the work is done, per outer step and seed.")
     return Table("products", "Method", [Column("Study"), *columns], rows, caption)

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from bilevel import hypergradients
 from bilevel.registry import method_module, task_names
 from bilevel.settings import Configurable, SettingsError
-from bilevel.tasks.base import Task
+from bilevel.tasks.base import Task, run
 
-__all__ = ["Task", "create_method", "method_schema", "task_class"]
+__all__ = ["Task", "create_method", "method_schema", "run", "task_class"]
 
 
 def task_class(name: str) -> type[Task]:

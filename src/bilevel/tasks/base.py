@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint, State
 from bilevel.data import Corpus, Dataset
 from bilevel.hypergradients import Hypergradient
 from bilevel.optimizers import Optimizer, Until
 from bilevel.problem import Batch, Problem
-from bilevel.results import Histogram, Metrics, Point, Result, Structure
+from bilevel.results import Histogram, Metrics, Point, Result, Structure, joined
 from bilevel.runs import greedy, honest
 from bilevel.settings import OnData, Settings
 from bilevel.trajectory import LocallyLinear
@@ -26,6 +27,10 @@ class Task(OnData, ABC):
     """Names of the methods that make sense here; None: all hypergradient methods."""
     teacher_kind: ClassVar[str | None] = None
     """Kind of teacher that the task distills; None: none."""
+    one_by_one_on_cpu: ClassVar[bool] = False
+    """Whether the seeds of a job are run one after another on a CPU, where networks in a batch of seeds are slower."""
+    checkpoint: Checkpoint = NOWHERE
+    """Where the run keeps its state; set before `run`."""
 
     @classmethod
     def check_method(cls, settings: Settings, method: Any) -> None:
@@ -55,11 +60,53 @@ class Task(OnData, ABC):
         """The whole experiment with one method; `name` is what progress is reported under."""
 
 
+def run(
+    task: type[Task],
+    method: Any,
+    *,
+    study: str,
+    settings: Settings,
+    dataset: Dataset | Corpus | None,
+    seeds: Sequence[int],
+    device: torch.device,
+    teachers: Sequence[Mapping[str, Tensor]] = (),
+    name: str = "run",
+    checkpoint: Checkpoint = NOWHERE,
+) -> Result:
+    """A whole job: `task` with one method for all seeds, in one batch, or one after another where the task says so; a
+    seed then has the numbers that it has alone.
+
+    teachers: tensors of each seed's teacher, for tasks that need them. checkpoint: where the run keeps its state.
+    """
+
+    def of(seeds: Sequence[int], teachers: Sequence[Mapping[str, Tensor]], name: str, checkpoint: Checkpoint) -> Result:
+        made = task(study, settings, dataset, seeds, device)
+        made.checkpoint = checkpoint
+        if teachers:
+            made.use_teachers(teachers)
+        return made.run(method, name)
+
+    if len(seeds) == 1 or device.type != "cpu" or not task.one_by_one_on_cpu:
+        return of(seeds, teachers, name, checkpoint)
+
+    def alone(index: int, seed: int) -> State:
+        own, called = teachers[index : index + 1], f"{name}, seed {seed}"
+        return checkpoint.kept(f"seed {seed}", lambda part: of([seed], own, called, part).state())
+
+    return joined([Result.restored(alone(index, seed)) for index, seed in enumerate(seeds)])
+
+
 class OuterOptimizer(Protocol):
     """What moves hyperparameters, such as `outer.Adam`; every entry by itself, so that seeds do not mix."""
 
     def step(self, hyper: Tensor, hypergradient: Tensor) -> Tensor:
         """The next hyperparameters (S, H), a new tensor."""
+
+    def state(self) -> State:
+        """What `restore` takes, for a checkpoint."""
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`."""
 
 
 class OuterLoop(Task):
@@ -106,6 +153,13 @@ class OuterLoop(Task):
     def project(self, hyper: Tensor) -> Tensor:
         """The nearest hyperparameters that are allowed, (S, H), after each update; all are unless a task says so."""
         return hyper
+
+    def to_checkpoint(self) -> State:
+        """What the task itself has gathered up to an outer step, for a checkpoint; nothing unless a task says so."""
+        return None
+
+    def from_checkpoint(self, state: State) -> None:
+        """Go on from what `to_checkpoint` gave."""
 
     @abstractmethod
     def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from bilevel.hypergradients.aggregated import Aggregated
 from bilevel.hypergradients.unrolled import Unrolled
 from bilevel.optimizers import SGD
 from bilevel.problem import Batch, Problem
+from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Result
 from bilevel.settings import Count, Positive, Settings
@@ -39,6 +39,7 @@ class BiasSettings(Settings):
     """problem: `quadratic` or `logistic`, see `Quadratic` and `Logistic`.
     steps: numbers T of inner steps at which the error is measured, at fixed λ.
     outer_steps: numbers of outer steps after which it is measured, each of `inner_steps` inner steps; 0: at the start.
+    inner_steps: of one outer step.
     outer_rate: step size of λ for L = 1 (it is divided by L).
     smoothness: L. strong_convexity: μ as a part of L. step: η as a part of 1/L.
     size: parameters, and hyperparameters. samples: training samples, and validation samples (`logistic`).
@@ -197,7 +198,8 @@ class Bias(Task):
 
     def run(self, method: Hypergradient, name: str) -> Result:
         """See `Task`."""
-        inner, outer = self._along_inner(method, name), self._along_outer(method, name)
+        inner: Places = self.checkpoint.kept("along inner steps", lambda _: self._along_inner(method, name))
+        outer: Places = self.checkpoint.kept("along outer steps", lambda _: self._along_outer(method, name))
         named = {step: {f"outer_{metric}": values for metric, values in outer[step].items()} for step in outer}
         trace = {step: {**inner.get(step, {}), **named.get(step, {})} for step in sorted({*inner, *outer})}
         summary, ahead = summarize(inner, inner[max(inner)]["exact"]), summarize(outer, outer[min(outer)]["exact"])
@@ -341,7 +343,7 @@ def _third_moment(features: Tensor) -> Tensor:
 
 
 def _report(name: str, what: str, step: int, last: int) -> None:
-    print(f"{name}: {what} {step}/{last}", file=sys.stderr, flush=True)
+    say(f"{name}: {what} {step}/{last}")
 
 
 TASK = Bias

@@ -36,6 +36,8 @@ class CleaningSettings(Settings):
     train_size, validation_size, test_size: numbers of images. Without test_size, all of an official test split.
     noise: probability that a training label is replaced by a uniform draw over all ten.
     outer_steps, inner_steps: number of hyperparameter updates, and of inner steps for each.
+    batch_size: of inner and of outer batches.
+    learning_rate, momentum, weight_decay: of the inner optimizer. outer_learning_rate: of the Adam that moves λ.
     """
 
     train_size: Count = 1000
@@ -95,6 +97,7 @@ class Cleaning(OuterLoop):
     """What both protocols share; a protocol says how data are split and what depends on the seed."""
 
     settings_class = CleaningSettings
+    one_by_one_on_cpu = True
     outer_set: ClassVar[Literal["validation_size", "test_size"]] = "validation_size"
 
     def __init__(

@@ -81,11 +81,17 @@ class HypernetworkGlobal(HyperTraining):
     def start(self) -> tuple[Tensor, Tensor]:
         """The trained hypernetwork, and λ as it was."""
         state, hyper = self.optimizer.init(self.first_params()), self.first_hyper()
-        derivatives, progress = Derivatives(self.problem, hyper), Progress(self._name, "step of the hypernetwork")
-        for first in range(0, self.settings.steps, CHUNK):
-            for batch in self.inner(first, min(CHUNK, self.settings.steps - first)):
+        checkpoint, done, steps = self.checkpoint.part("hypernetwork"), 0, self.settings.steps
+        if checkpoint.found is not None:
+            done, state = checkpoint.found["steps"], checkpoint.found["state"]
+        derivatives, progress = Derivatives(self.problem, hyper), Progress(self._name, "step of the hypernetwork", done)
+        while done < steps:
+            batches = self.inner(done, min(CHUNK, steps - done))
+            for batch in batches:
                 self.optimizer.advance_(derivatives, state, batch)
-            progress.report(min(first + CHUNK, self.settings.steps), self.settings.steps)
+            done += len(batches)
+            progress.report(done, steps)
+            checkpoint.keep({"steps": done, "state": state})
         return state, hyper
 
     def draw(self, step: int) -> tuple[Sequence[Batch], Batch]:

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bilevel import metrics, peak_memory
+from bilevel.checkpoint import State
 from bilevel.columns import WHOLE_RUN
 from bilevel.data import Dataset, Split
 from bilevel.derivatives import Derivatives
@@ -113,8 +114,12 @@ class LenetL2(OuterLoop):
     """
 
     settings_class = LenetSettings
+    one_by_one_on_cpu = True
     _step_started: float | None
     _held: int | None
+    _memory: dict[str, tuple[int, int]]
+    _epoch_seconds: list[float]
+    _step_seconds: list[float]
 
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
@@ -172,8 +177,12 @@ class LenetL2(OuterLoop):
         state = self.optimizer.init(params)
         count = lenet.LAYOUT.size if s.regularization == "individual" else 1
         hyper = params.new_full((len(self.seeds), count), s.initial_level)
-        derivatives, progress = Derivatives(self.problem, hyper), Progress(self._name, "epoch")
-        for epoch in range(s.epochs):
+        checkpoint, first = self.checkpoint.part("parameters alone"), 0
+        if checkpoint.found is not None:
+            first, state = checkpoint.found["epochs"], checkpoint.found["state"]
+            self.from_checkpoint(checkpoint.found["measured"])
+        derivatives, progress = Derivatives(self.problem, hyper), Progress(self._name, "epoch", first)
+        for epoch in range(first, s.epochs):
             held = peak_memory.begin(self.device) if epoch + 1 == s.epochs else None
             started = self._clock()
             batches = self._inner_batches(epoch * self.steps_per_epoch, self.steps_per_epoch)
@@ -183,7 +192,17 @@ class LenetL2(OuterLoop):
             self._epoch_seconds.append(self._clock() - started)
             self._record_peak("epoch", held)
             progress.report(epoch + 1, s.epochs)
+            checkpoint.keep({"epochs": epoch + 1, "state": state, "measured": self.to_checkpoint()})
         return state, hyper
+
+    def to_checkpoint(self) -> State:
+        """What was measured so far."""
+        return {"memory": self._memory, "epochs": self._epoch_seconds, "steps": self._step_seconds}
+
+    def from_checkpoint(self, state: State) -> None:
+        """See `OuterLoop`."""
+        self._memory = {name: (held, peak) for name, (held, peak) in state["memory"].items()}
+        self._epoch_seconds, self._step_seconds = state["epochs"], state["steps"]
 
     def outer_optimizer(self) -> OuterAdam:
         """Adam with its default decay rates."""
@@ -269,9 +288,7 @@ class LenetL2(OuterLoop):
     def _clear(self) -> None:
         self._step_started = None
         self._held = None
-        self._memory: dict[str, tuple[int, int]] = {}
-        self._epoch_seconds: list[float] = []
-        self._step_seconds: list[float] = []
+        self._memory, self._epoch_seconds, self._step_seconds = {}, [], []
 
     def _end_step(self) -> None:
         """An outer step takes from `draw` to the next one, or to the metrics before that."""

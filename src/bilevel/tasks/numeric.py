@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, NamedTuple
@@ -21,6 +20,7 @@ from bilevel.optimizers import SGD
 from bilevel.parameters import Layout
 from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
+from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Result
 from bilevel.settings import Settings
@@ -132,7 +132,7 @@ class Numeric(Task):
             found = self._estimate(replace(method, epsilon=epsilon)).hypergradient
             error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
             trace[power] = {"epsilon": torch.full_like(error, epsilon), "relative_error": error}
-            print(f"{name}: ε = 1e-{power} of 1e-{self._settings.decades}", file=sys.stderr, flush=True)
+            say(f"{name}: ε = 1e-{power} of 1e-{self._settings.decades}")
         errors = torch.stack([metrics["relative_error"] for metrics in trace.values()])
         defined = errors.nan_to_num(nan=math.inf)
         best, place = defined.min(0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.data import Corpus, Dataset
 from bilevel.settings import OnData, Settings
 
@@ -23,6 +24,9 @@ class Trained:
 
 class Teacher(OnData, ABC):
     """A kind of teacher."""
+
+    checkpoint: Checkpoint = NOWHERE
+    """Where training keeps its state; set before `train`."""
 
     @abstractmethod
     def __init__(self, name: str, settings: Settings, dataset: Dataset | Corpus | None, device: torch.device) -> None:

@@ -91,11 +91,15 @@ class Convnet(Teacher):
         params = lenet.initial(generator(self._name, "initialization", seed), images.shape[1]).to(self._device)
         optimizer, problem = Adam(learning_rate=s.learning_rate), traced(Problem(lenet.loss, lenet.loss))
         state = optimizer.init(params.unsqueeze(0))
+        first = 0
+        if (found := self.checkpoint.found) is not None:
+            first, state = found["epochs"], found["state"]
         derivatives = Derivatives(problem, state.new_zeros(1, 0))
-        for epoch in range(s.epochs):
+        for epoch in range(first, s.epochs):
             order = torch.randperm(s.train_size, generator=generator(self._name, "batches", seed, epoch))
             for ids in torch.split(order.to(self._device), s.batch_size)[: s.train_size // s.batch_size]:
                 optimizer.advance_(derivatives, state, (images[ids].unsqueeze(0), labels[ids].unsqueeze(0)))
+            self.checkpoint.keep({"epochs": epoch + 1, "state": state})
         return optimizer.params(state)[0].clone()
 
 

@@ -96,9 +96,13 @@ class Logistic(Teacher):
         optimizer = Adam(learning_rate=self._settings.learning_rate)
         problem = traced(Problem(cross_entropy_loss, cross_entropy_loss))
         state = optimizer.init(start.unsqueeze(0).to(self._device))
+        done = 0
+        if (found := self.checkpoint.found) is not None:
+            done, state = found["steps"], found["state"]
         derivatives = Derivatives(problem, state.new_zeros(1, 0))
-        for _ in range(self._settings.steps):
+        for step in range(done, self._settings.steps):
             optimizer.advance_(derivatives, state, batch)
+            self.checkpoint.keep({"steps": step + 1, "state": state})
         return optimizer.params(state)[0].cpu().clone()
 
 

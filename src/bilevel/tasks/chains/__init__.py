@@ -7,7 +7,6 @@ Two slides of deck 001, "Проблемы" with its two figures of a true and a 
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -19,6 +18,7 @@ from torch import Tensor
 from bilevel.data import Dataset
 from bilevel.optimizers import LBFGS
 from bilevel.problem import Batch, map_batch
+from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
 from bilevel.reversible_dynamics import fixed_point_distances, invert_float
@@ -38,6 +38,7 @@ POINTS = 100
 class ChainsSettings(Settings):
     """Settings of a study of chains.
 
+    problem: where the chains run, a small `network` or a `quadratic`, see `problems`.
     steps: T. disturbance, larger_disturbance: ‖δ‖ / ‖w_0‖ of the chains that start beside w_0.
     """
 
@@ -82,14 +83,16 @@ class Chains(Task):
         """See `Task`."""
         begin = time.perf_counter()
         chain, last = self._chain(method, method.arithmetic)
-        found = {"distance": self._inverted(method, chain, last).flip(0)}
+        kept = self.checkpoint.kept
+        found = {"distance": kept("way back", lambda _: self._inverted(method, chain, last)).flip(0)}
         if method.arithmetic == "float64":
-            found["sensitivity"], found["sensitivity_larger"] = self._disturbed(method, chain)
+            disturbed = kept("disturbed chains", lambda _: self._disturbed(method, chain))
+            found["sensitivity"], found["sensitivity_larger"] = disturbed
         else:
             found["rounding"] = _relative(chain, self._chain(method, "float64")[0])
         alive = torch.isfinite(chain).all(-1).all(0).cpu()
         found = {metric: torch.where(alive, values.cpu(), math.nan) for metric, values in found.items()}
-        print(f"{name}: {self.settings.steps} steps, {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
+        say(f"{name}: {self.settings.steps} steps, {time.perf_counter() - begin:.1f} s")
         steps = sorted({round(index * self.settings.steps / POINTS) for index in range(POINTS + 1)})
         trace = {step: {metric: values[step] for metric, values in found.items()} for step in steps}
         return Result(alive, trace, _summary(found))

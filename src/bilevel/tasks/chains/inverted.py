@@ -18,6 +18,7 @@ class Inverted(Configurable):
 
     optimizer: `momentum` (0.9), `adam` (0.9, 0.999, averages started as in deck 001) or `lbfgs` (10 pairs, fixed step).
     arithmetic: of the whole chain; `fixed_point` is int64, for momentum and Adam only.
+    learning_rate: of the optimizer.
     """
 
     optimizer: Literal["momentum", "adam", "lbfgs"]

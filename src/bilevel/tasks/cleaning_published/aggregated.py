@@ -18,7 +18,16 @@ from bilevel.tasks.cleaning_published.products import PlainProducts, credit
 
 @dataclass(frozen=True, config=STRICT)
 class PublishedAggregated(Aggregated):
-    """Σ_t γ^{T−t} B_t ∂L₂(w_t)/∂w with the published products."""
+    """Σ_t γ^{T−t} B_t ∂L₂(w_t)/∂w with the published products.
+
+    gamma: γ in [0, 1].
+
+    Cost: T mixed products and T outer gradients.
+
+    Memory: no stored state.
+
+    Source: code of the author's repository for deck 000.
+    """
 
     def _estimate(
         self,

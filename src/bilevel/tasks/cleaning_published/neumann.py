@@ -23,6 +23,14 @@ class PublishedNeumann(Neumann):
     Quirk 2: products are taken on the last of all T batches, whichever step they follow, so that they belong to the
     places of that batch. The list of K contributions is then repeated T/K times and read along all T steps: step t's
     samples receive contribution number t mod K.
+
+    terms: N. last_steps: K. step_size: not used by the published code; leave it out.
+
+    Cost: (N + 1) K products.
+
+    Memory: no stored state.
+
+    Source: code of the author's repository for deck 000.
     """
 
     step_size: None = None  # the published products are those of plain descent already

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -11,6 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint, State
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
@@ -122,13 +124,14 @@ class Searched(OuterLoop):
 
 
 class Training(NamedTuple):
-    """A training of all seeds: the last state (S, slots, P), the hyperparameters (S, H), metrics by iteration, and
-    the loss that metaparameters are tuned on, after the last one, (S,)."""
+    """A training of all seeds: the last state (S, slots, P), the hyperparameters (S, H), metrics by iteration, the loss
+    that metaparameters are tuned on, after the last one, (S,), and the work."""
 
     state: Tensor
     hyper: Tensor
     trace: Mapping[int, Metrics]
     loss: Tensor
+    cost: Cost
 
 
 def search(task: Searched, method: TPE, name: str) -> Result:
@@ -140,23 +143,29 @@ def search(task: Searched, method: TPE, name: str) -> Result:
     from bilevel.search.tpe import minimize_each  # Optuna takes a second to import, which no other arm should wait
 
     trials: list[Training] = []
-    cost = Cost()
+
+    def trial(params: Sequence[Params], number: int, checkpoint: Checkpoint) -> State:
+        found = train(task, task.hyper_of(params), f"{name}, trial {number}/{method.trials}", checkpoint)
+        return {**found._asdict(), "cost": vars(found.cost)}
 
     def objective(params: Sequence[Params]) -> Sequence[float]:
-        trials.append(train(task, task.hyper_of(params), cost, f"{name}, trial {len(trials) + 1}/{method.trials}"))
+        number = len(trials) + 1
+        found = task.checkpoint.kept(f"trial {number}", partial(trial, params, number))
+        trials.append(Training(**{**found, "cost": Cost(**found["cost"])}))
         losses: list[float] = trials[-1].loss.tolist()
         return losses
 
     seeds = [generator(task.study, "search", seed).initial_seed() % 2**32 for seed in task.seeds]
     minimize_each(objective, task.space, method.trials, seeds, method.random_trials)
-    losses = torch.stack([trial.loss for trial in trials])
+    losses = torch.stack([one.loss for one in trials])
     alive = torch.isfinite(losses).any(0)
     best = losses.nan_to_num(torch.inf, torch.inf, torch.inf).argmin(0)
-    state, hyper = (_of_best([getattr(trial, part) for trial in trials], best) for part in ("state", "hyper"))
+    state, hyper = (_of_best([getattr(one, part) for one in trials], best) for part in ("state", "hyper"))
     trace = {
-        step: {metric: _of_best([trial.trace[step][metric] for trial in trials], best) for metric in metrics}
+        step: {metric: _of_best([one.trace[step][metric] for one in trials], best) for metric in metrics}
         for step, metrics in trials[0].trace.items()
     }
+    cost = sum((one.cost for one in trials), Cost())
     summary = {**task.summarize(state, hyper, list(trace.values())), "best_trial": best.double() + 1}
     summary = {**blank(summary, alive), **cost_scalars(cost, task.outer_steps, alive)}
     summary["hypergradients"] = torch.zeros_like(losses[0])
@@ -169,33 +178,38 @@ def fixed(task: Searched, name: str) -> Result:
     The same numbers as from `runs.greedy` with the method `none`, without the outer loss and the outer optimizer of
     every iteration, which change nothing. A seed whose parameters or loss are not finite in the end has diverged.
     """
-    cost = Cost()
-    training = train(task, task.start()[1], cost, name)
+    training = train(task, task.start()[1], name, task.checkpoint.part("training"))
     alive = torch.isfinite(training.loss) & torch.isfinite(training.state).flatten(1).all(-1).cpu()
     own = task.summarize(training.state, training.hyper, list(training.trace.values()))
-    summary = {**blank(own, alive), **cost_scalars(cost, task.outer_steps, alive)}
+    summary = {**blank(own, alive), **cost_scalars(training.cost, task.outer_steps, alive)}
     summary |= blank({"hypergradients": torch.zeros_like(training.loss)}, alive)
     return Result(alive, training.trace, summary, points=task.points(training.state, training.hyper))
 
 
-def train(task: Searched, hyper: Tensor, cost: Cost, name: str) -> Training:
-    """The student with hyperparameters `hyper` (S, H) throughout; its work is added to `cost`.
+def train(task: Searched, hyper: Tensor, name: str, checkpoint: Checkpoint = NOWHERE) -> Training:
+    """The student with hyperparameters `hyper` (S, H) throughout.
 
     The last row of the trace also has `outer_loss`, what metaparameters are tuned on.
     """
     state, _ = task.start()
-    derivatives, steps = Derivatives(task.problem, hyper), task.outer_steps
-    derivatives.cost = cost
-    trace, progress = {0: task.evaluate(state, hyper)}, Progress(name, "iteration")
-    for step in range(1, steps + 1):
+    derivatives, steps, done = Derivatives(task.problem, hyper), task.outer_steps, 0
+    trace: dict[int, Metrics] = {}
+    if checkpoint.found is None:
+        trace[0] = task.evaluate(state, hyper)
+    else:
+        done, state, trace = (checkpoint.found[part] for part in ("steps", "state", "trace"))
+        derivatives.cost = Cost(**checkpoint.found["cost"])
+    progress = Progress(name, "iteration", done)
+    for step in range(done + 1, steps + 1):
         for batch in task.inner_batches(step - 1):
             task.optimizer.advance_(derivatives, state, batch)
         if step % task.evaluate_every == 0 or step == steps:
             trace[step] = task.evaluate(state, hyper)
         progress.report(step, steps)
+        checkpoint.keep({"steps": step, "state": state, "trace": trace, "cost": vars(derivatives.cost)})
     loss = task.tuned_loss(state, hyper)
     trace[steps] = {**trace[steps], "outer_loss": loss}
-    return Training(state, hyper, trace, loss)
+    return Training(state, hyper, trace, loss, derivatives.cost)
 
 
 def _of_best(tensors: Sequence[Tensor], best: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
+from bilevel.checkpoint import State
 from bilevel.data import Dataset
 from bilevel.images import SETS, counts_of, splits_of, standardized
 from bilevel.models import lenet, student
@@ -110,6 +111,13 @@ class ClippedDescent:
     def step(self, hyper: Tensor, hypergradient: Tensor) -> Tensor:
         """The next hyperparameters, a new tensor of the same shape."""
         return hyper.sub(hypergradient.clamp(-self.clip, self.clip), alpha=self.learning_rate)
+
+    def state(self) -> State:
+        """Nothing: a step does not depend on those before."""
+        return None
+
+    def restore(self, state: State) -> None:
+        """Nothing to do."""
 
 
 class DistillationImages(Searched):

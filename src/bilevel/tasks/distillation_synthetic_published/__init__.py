@@ -27,10 +27,14 @@ from pydantic import model_validator
 from torch import Tensor
 
 from bilevel.outer import Adam
+from bilevel.results import Metrics
 from bilevel.settings import Settings, SettingsError
 from bilevel.tasks.distillation import Distillation, DistillationSettings
 from bilevel.tasks.distillation_synthetic_published.slip import SlippedAdam
 from bilevel.teachers.logistic import PUBLISHED_SIZES, SETS, LogisticSettings, published_samples
+
+LOGGED = (9_000, 19_000)
+"""Iterations after which accuracies are also set beside those of the run's logs, which have one every 1000."""
 
 _OTHER_SAMPLES = (
     "teacher: the published run is repeated, whose samples are needed; name a teacher with the setting draws: "
@@ -55,7 +59,10 @@ class PublishedSettings(DistillationSettings):
 
 
 class DistillationSyntheticPublished(Distillation):
-    """See the module."""
+    """See the module.
+
+    Summary, besides: `test_accuracy_9000` and `test_accuracy_19000`, where the trace has rows of these iterations.
+    """
 
     settings_class = PublishedSettings
     tuned_on: Literal["validation", "test"] = "test"
@@ -77,6 +84,15 @@ class DistillationSyntheticPublished(Distillation):
                 same = torch.equal(tensors[f"{name}_points"].cpu(), points)
                 if not same or not torch.equal(tensors[f"{name}_labels"].cpu(), labels):
                     raise SettingsError(_OTHER_SAMPLES)
+
+    def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
+        """See the class."""
+        every = self.evaluate_every
+        reached = [
+            step for step in LOGGED if step % every == 0 and step <= min(self.outer_steps, every * (len(trace) - 1))
+        ]
+        logged = {f"test_accuracy_{step}": trace[step // every]["test_accuracy"] for step in reached}
+        return {**super().summarize(state, hyper, trace), **logged}
 
     def outer_optimizer(self) -> Adam:
         """The shared one, or one that makes the published slip."""

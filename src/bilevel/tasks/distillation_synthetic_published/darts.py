@@ -33,7 +33,11 @@ class PublishedDARTS(Hypergradient):
     updated at the w that this leads to. That is the same alternation, begun half an iteration later: only the run's
     first update of λ, at the first weights, which have no virtual step, is left out.
 
-    The outer loss is that of w′. Cost: five gradients for one inner step. No settings.
+    The outer loss is that of w′. It has no settings.
+
+    Cost: five gradients for one inner step; no products.
+
+    Memory: no stored state.
 
     Source: hyperparams.py and notebook simple_exp_splines of the author's repository; Liu et al. 2019, equation 8.
     """

@@ -6,9 +6,9 @@ new λ in every step. λ has ten entries, uniform between −3 and 3.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -17,12 +17,14 @@ from pydantic import Field, field_validator
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.images import check_sizes, counts_of, divide, splits_of
 from bilevel.models.hypernetwork import Hypernetwork
 from bilevel.optimizers import Adam
 from bilevel.problem import Batch, Problem
+from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import blank
@@ -158,12 +160,13 @@ class HypernetworkScatter(Task):
         predicted, seen = torch.empty(0), 0
         for count in counts:
             if method.seen(self, count) != seen:  # otherwise the same run once more
-                predicted, seen = method.predict(self, count).cpu(), method.seen(self, count)
+                kept = self.checkpoint.kept(f"{count} evaluations", partial(method.predict, self, count))
+                predicted, seen = kept.cpu(), method.seen(self, count)
             alive = alive & torch.isfinite(predicted).all(-1)
             trace[count] = self._compare(predicted)
             if count == (SHOWN if SHOWN in counts else counts[0]):
                 points = self._points(predicted)
-            print(f"{name}: {count} evaluations, {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
+            say(f"{name}: {count} evaluations, {time.perf_counter() - begin:.1f} s")
         summary = {f"{metric}_{count}": values for count in counts for metric, values in trace[count].items()}
         summary["best_loss"] = self.true_losses.amin(-1)
         trace = {count: blank(metrics, alive) for count, metrics in trace.items()}
@@ -179,15 +182,19 @@ class HypernetworkScatter(Task):
         """The validation loss of w_φ(λ)."""
         return losses_on_moments(self._weights(params, hyper.unsqueeze(0)), batch).mean()
 
-    def train(self, levels: Callable[[int], Tensor]) -> Tensor:
+    def train(self, levels: Callable[[int], Tensor], checkpoint: Checkpoint = NOWHERE) -> Tensor:
         """Parameters (S, size) of a hypernetwork that was trained on levels (S, J, 10) of each step."""
         draws = [generator(self.study, "initialization", seed) for seed in self.seeds]
         first = [self.hypernetwork.initial(self.settings.initial_scale, draw) for draw in draws]
         state = self.optimizer.init(torch.stack(first).to(self.device))
+        done = 0
+        if checkpoint.found is not None:
+            done, state = checkpoint.found["steps"], checkpoint.found["state"]
         # the inner loss does not see where λ is
         derivatives = Derivatives(self.problem, state.new_zeros(len(self.seeds), CLASSES))
-        for step in range(self.settings.steps):
+        for step in range(done, self.settings.steps):
             self.optimizer.advance_(derivatives, state, Inner(self._batch(step), levels(step)))
+            checkpoint.keep({"steps": step + 1, "state": state})
         return self.optimizer.params(state)
 
     @torch.no_grad()

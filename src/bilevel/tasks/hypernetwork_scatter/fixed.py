@@ -8,6 +8,7 @@ import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.randomness import generator
 from bilevel.tasks.hypernetwork_scatter.surrogate import STRICT, Surrogate
 
@@ -24,7 +25,7 @@ class Fixed(Surrogate):
     Source: Lorraine and Duvenaud 2018, section 4.3, "hyper-training fixed".
     """
 
-    def predict(self, task: HypernetworkScatter, count: int) -> Tensor:
+    def predict(self, task: HypernetworkScatter, count: int, checkpoint: Checkpoint = NOWHERE) -> Tensor:
         """See `Surrogate`."""
         known, taken = task.known[:, :count], min(count, task.settings.most_samples)
 
@@ -35,7 +36,7 @@ class Fixed(Surrogate):
             chosen = [torch.randperm(count, generator=draw)[:taken] for draw in draws]
             return torch.stack([row[ids] for row, ids in zip(known, chosen, strict=True)])
 
-        return task.predicted(task.train(levels))
+        return task.predicted(task.train(levels, checkpoint))
 
 
 METHOD = Fixed

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.tasks.hypernetwork_scatter.surrogate import STRICT, Surrogate
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class GaussianProcess(Surrogate):
 
     standardize: bool = True
 
-    def predict(self, task: HypernetworkScatter, count: int) -> Tensor:
+    def predict(self, task: HypernetworkScatter, count: int, checkpoint: Checkpoint = NOWHERE) -> Tensor:
         """See `Surrogate`."""
         rows = [
             self.fit_predict(*(part.cpu().double().numpy() for part in (known[:count], losses[:count], places)))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.tasks.hypernetwork_scatter.surrogate import STRICT, Surrogate
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ class Stochastic(Surrogate):
         """As many as a step takes."""
         return min(count, task.settings.most_samples)
 
-    def predict(self, task: HypernetworkScatter, count: int) -> Tensor:
+    def predict(self, task: HypernetworkScatter, count: int, checkpoint: Checkpoint = NOWHERE) -> Tensor:
         """See `Surrogate`."""
         taken = self.seen(task, count)
-        return task.predicted(task.train(lambda step: task.uniform("levels", taken, step)))
+        return task.predicted(task.train(lambda step: task.uniform("levels", taken, step), checkpoint))
 
 
 METHOD = Stochastic

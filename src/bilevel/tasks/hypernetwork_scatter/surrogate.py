@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.settings import Configurable
 
 if TYPE_CHECKING:
@@ -24,6 +25,6 @@ class Surrogate(Configurable, ABC):
         return count
 
     @abstractmethod
-    def predict(self, task: HypernetworkScatter, count: int) -> Tensor:
+    def predict(self, task: HypernetworkScatter, count: int, checkpoint: Checkpoint = NOWHERE) -> Tensor:
         """Validation losses (S, M) at `task.candidates`, from `count` evaluations: hyperparameters whose losses are
-        known, or that a training step sees."""
+        known, or that a training step sees. `checkpoint`: the place for the state of a training."""

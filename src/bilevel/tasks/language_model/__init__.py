@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from bilevel.architecture import Genotype, shared_choices
+from bilevel.checkpoint import NOWHERE, Checkpoint, State
 from bilevel.data import Corpus
 from bilevel.models.recurrent_cell import (
     DiscreteNetwork,
@@ -59,6 +61,14 @@ class DecayedAdam:
     def step(self, hyper: Tensor, hypergradient: Tensor) -> Tensor:
         """The next hyperparameters, a new tensor."""
         return self._adam.step(hyper, hypergradient.add(hyper, alpha=self._decay))
+
+    def state(self) -> State:
+        """See `Adam`."""
+        return self._adam.state()
+
+    def restore(self, state: State) -> None:
+        """See `Adam`."""
+        self._adam.restore(state)
 
 
 class LanguageModel(OuterLoop):
@@ -220,15 +230,23 @@ class LanguageModel(OuterLoop):
     def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
         """See the class. Trains what was chosen, one seed after another."""
         params = self.optimizer.params(state)
-        return _columns([self._summarized(index, params[index], hyper[index]) for index in range(len(self.seeds))])
+        return _columns(
+            [
+                self.checkpoint.kept(
+                    f"retraining of seed {seed}",
+                    partial(self._summarized, index, params[index], hyper[index]),
+                )
+                for index, seed in enumerate(self.seeds)
+            ]
+        )
 
-    def _summarized(self, index: int, params: Tensor, hyper: Tensor) -> dict[str, float]:
+    def _summarized(self, index: int, params: Tensor, hyper: Tensor, checkpoint: Checkpoint) -> dict[str, float]:
         splits, texts = ("validation", "test"), self._texts[index]
         found = self._search_metrics(index, params, hyper, splits)
         genotypes = self._genotypes(hyper)
         if len(genotypes) > 1:
             found["edges_shared"] = len(shared_choices(genotypes))
-        best = self._retrained(index, genotypes)
+        best = self._retrained(index, genotypes, checkpoint)
         for split in splits:
             for place, (language, total) in enumerate(
                 zip(self.languages, self._totals(index, genotypes, best, split), strict=True)
@@ -243,7 +261,7 @@ class LanguageModel(OuterLoop):
         """The chosen cell of each group of one seed."""
         return [self.space.discretize(structure) for structure in hyper.view(self.groups, -1)]
 
-    def _retrained(self, index: int, genotypes: Sequence[Genotype]) -> Tensor:
+    def _retrained(self, index: int, genotypes: Sequence[Genotype], checkpoint: Checkpoint = NOWHERE) -> Tensor:
         """Parameters of one seed's chosen network."""
         s, phase = self.settings, self.settings.retraining
         network = DiscreteNetwork(genotypes, s.vocabulary, phase.hidden)
@@ -268,6 +286,7 @@ class LanguageModel(OuterLoop):
             evaluate=value,
             evaluate_every=phase.evaluate_every,
             patience=s.nonmonotone,
+            checkpoint=checkpoint,
         )
 
     def _totals(self, index: int, genotypes: Sequence[Genotype], params: Tensor, split: str) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bilevel.checkpoint import NOWHERE, Checkpoint, State
 from bilevel.derivatives import Derivatives
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch, Loss, Problem
@@ -42,6 +43,14 @@ class Average:
             self._mean, self._count = params.clone(), 1
         self._found.append(value)
 
+    def state(self) -> State:
+        """What `restore` takes, for a checkpoint."""
+        return {"found": self._found, "count": self._count, "mean": self._mean}
+
+    def restore(self, state: State) -> None:
+        """Go on from `state`."""
+        self._found, self._count, self._mean = state["found"], state["count"], state["mean"]
+
 
 def retrain(
     loss: Loss,
@@ -52,6 +61,7 @@ def retrain(
     evaluate: Callable[[Tensor], float],
     evaluate_every: int,
     patience: int,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Tensor:
     """Parameters (P,) of the best value of `evaluate`, of those before the first and after every k-th and the last of
     the steps from `params` (P,).
@@ -60,8 +70,11 @@ def retrain(
     """
     derivatives = Derivatives(Problem(loss, loss), params.new_zeros(1, 0))
     state, average = optimizer.init(params.unsqueeze(0)), Average(patience)
-    best, lowest = params, math.inf
-    for step in range(steps + 1):
+    best, lowest, first = params, math.inf, 0
+    if (found := checkpoint.found) is not None:
+        state, best, lowest, first = found["state"], found["best"], found["lowest"], found["steps"]
+        average.restore(found["average"])
+    for step in range(first, steps + 1):
         current = optimizer.params(state)[0]
         if step > 0:
             average.add(current)
@@ -73,4 +86,6 @@ def retrain(
                 best, lowest = looked_at.clone(), value
         if step < steps:
             optimizer.advance_(derivatives, state, batches(step))
+            kept = {"steps": step + 1, "state": state, "best": best, "lowest": lowest, "average": average.state()}
+            checkpoint.keep(kept)
     return torch.clone(best)

@@ -36,7 +36,10 @@ class Share(NamedTuple):
 
 
 class Tested(NamedTuple):
-    """Lines of one language in a set, whole: blocks of them, their tokens without prefix, and numbers of both kinds."""
+    """Lines of one language in a set, whole: blocks of them, their tokens without prefix, and numbers of both kinds.
+
+    The end of a line is a token and a word.
+    """
 
     blocks: list[Lines]
     encoded: Encoded
@@ -102,7 +105,7 @@ class Texts:
     def _tested(self, pairs: Pairs, language: str) -> Tested:
         lines = [pair[LANGUAGES.index(language)] for pair in pairs]
         encoded = self.vocabulary.encode(lines, language)
-        words = sum(len(line.split()) for line in lines)
+        words = sum(len(line.split()) + 1 for line in lines)
         return Tested(whole(encoded, ROWS), encoded, sum(len(line) - 1 for line in encoded), words)
 
     def _unigram(self, encoded: Encoded) -> torch.Tensor:

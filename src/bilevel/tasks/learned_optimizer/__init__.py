@@ -21,6 +21,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from bilevel.checkpoint import State
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
@@ -198,6 +199,15 @@ class LearnedOptimizer(OuterLoop):
                 torch.where(better, step, self._best[2]),
             )
         return {"validation_loss": losses}
+
+    def to_checkpoint(self) -> State:
+        """The best weights so far."""
+        return {"best": self._best, "evaluated": self._evaluated}
+
+    def from_checkpoint(self, state: State) -> None:
+        """See `OuterLoop`."""
+        losses, hyper, step = state["best"]
+        self._best, self._evaluated = (losses, hyper, step), state["evaluated"]
 
     def summarize(self, state: Tensor, hyper: Tensor, trace: Sequence[Metrics]) -> dict[str, Tensor]:
         """See the class."""

@@ -52,7 +52,7 @@ def tune(task: LearnedOptimizer, method: Tuned, name: str) -> Result:
     def objective(params: Sequence[Params]) -> list[float]:
         nonlocal done
         rates = torch.tensor([[one["learning_rate"]] for one in params], device=task.device).log()
-        losses = task.validation_loss(optimizer, rates)
+        losses = task.checkpoint.kept(f"trial {done + 1}", lambda _: task.validation_loss(optimizer, rates))
         done += 1
         progress.report(done, method.trials)
         return [loss if math.isfinite(loss) else math.nan for loss in losses.tolist()]

@@ -7,9 +7,9 @@ inverted dynamics, O(T log₂ T) time and O(log₂ T) memory for the tree, O(1) 
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from bilevel.checkpoint import Checkpoint, State
 from bilevel.columns import WHOLE_RUN
 from bilevel.cost import Cost
 from bilevel.data import Dataset
@@ -27,6 +28,7 @@ from bilevel.optimizers import Momentum
 from bilevel.parameters import Layout
 from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
+from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Result
 from bilevel.settings import Settings
@@ -101,9 +103,10 @@ class Memory(Task):
         """See `Task`."""
         found: dict[int, list[Measurement]] = {}
         for steps in self.settings.steps:
-            found[steps] = [self._measured(method, inner, steps) for inner in self.seeds]
+            kept = self.checkpoint.kept(f"T {steps}", partial(self._all_measured, method, steps))
+            found[steps] = [Measurement(**{**item, "cost": Cost(**item["cost"])}) for item in kept]
             seconds = sum(item.seconds for item in found[steps])
-            print(f"{name}: T = {steps}, {seconds:.2f} s for {len(self.seeds)} seeds", file=sys.stderr, flush=True)
+            say(f"{name}: T = {steps}, {seconds:.2f} s for {len(self.seeds)} seeds")
         alive = torch.tensor([all(row[index].finite for row in found.values()) for index in range(len(self.seeds))])
         trace = {steps: self._counted(method, [item.cost for item in row], steps) for steps, row in found.items()}
         measured = {steps: _times(row) for steps, row in found.items()}
@@ -111,6 +114,10 @@ class Memory(Task):
         if all("peak_bytes" in metrics for metrics in measured.values()):
             slopes["memory_exponent"] = _exponent(measured, "peak_bytes")
         return Result(alive, trace, self._summary(trace), measurements={**measured, WHOLE_RUN: slopes})
+
+    def _all_measured(self, method: Hypergradient, steps: int, checkpoint: Checkpoint) -> State:
+        measured = [self._measured(method, inner, steps) for inner in self.seeds]
+        return [{**item._asdict(), "cost": vars(item.cost)} for item in measured]
 
     def _measured(self, method: Hypergradient, inner: Inner, steps: int) -> Measurement:
         state = self.optimizer.init(inner.params)

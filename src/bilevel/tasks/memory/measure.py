@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-import pickle
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from typing import NamedTuple
 
@@ -76,21 +77,22 @@ def _in_fork(work: Callable[[], Measurement]) -> Measurement:
         status = 1
         try:
             os.close(source)
-            with os.fdopen(sink, "wb") as file:
-                pickle.dump(work(), file)
+            with os.fdopen(sink, "w") as file:
+                found = work()
+                json.dump({**found._asdict(), "cost": asdict(found.cost)}, file)
             status = 0
         except BaseException:  # whatever happens, a fork must not go on as if it were this process
             traceback.print_exc()
         finally:
             os._exit(status)
     os.close(sink)
-    with os.fdopen(source, "rb") as file:
+    with os.fdopen(source) as file:
         data = file.read()
     _, status = os.waitpid(child, 0)
     if status != 0:
         raise RuntimeError("the process in which an estimate was measured failed; see its traceback above")
-    result: Measurement = pickle.loads(data)
-    return result
+    values = json.loads(data)
+    return Measurement(**{**values, "cost": Cost(**values["cost"])})
 
 
 def _finish(device: torch.device) -> None:

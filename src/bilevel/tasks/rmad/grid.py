@@ -10,6 +10,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from bilevel.checkpoint import State
 from bilevel.cost import Cost
 from bilevel.progress import Progress
 from bilevel.results import Result
@@ -44,10 +45,14 @@ def search(task: RMAD, method: Grid, name: str) -> Result:
     trials, cost = len(grid.points(task.space, method.trials)), Cost()
     progress, done = Progress(name, "trial"), 0
 
+    def trial(params: Sequence[Params]) -> State:
+        losses, spent = task.trial(task.hyper_of(params))
+        return losses, vars(spent)
+
     def objective(params: Sequence[Params]) -> list[float]:
         nonlocal done, cost
-        losses, spent = task.trial(task.hyper_of(params))
-        cost, done = cost + spent, done + 1
+        losses, spent = task.checkpoint.kept(f"trial {done + 1}", lambda _: trial(params))
+        cost, done = cost + Cost(**spent), done + 1
         progress.report(done, trials)
         return [loss if math.isfinite(loss) else math.nan for loss in losses.tolist()]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -21,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from bilevel import metrics
 from bilevel.architecture import Genotype, shared_choices
+from bilevel.checkpoint import Checkpoint
 from bilevel.data import Dataset
 from bilevel.hypergradients import Hypergradient
 from bilevel.images import counts_of, splits_of
@@ -31,7 +33,6 @@ from bilevel.outer import Adam
 from bilevel.parameters import functional
 from bilevel.problem import Batch as AnyBatch
 from bilevel.problem import Loss, Problem
-from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result, Structure
 from bilevel.runs import greedy
@@ -121,6 +122,7 @@ class RotatedMnist(OuterLoop):
     """
 
     settings_class = RotatedMnistSettings
+    one_by_one_on_cpu = True
 
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
@@ -193,6 +195,10 @@ class RotatedMnist(OuterLoop):
                 "arm: a union is one domain, and there is nothing to hold together; expected beta_struct and "
                 "beta_contr 0 with it"
             )
+        if settings.domains == 1 and (settings.beta_struct > 0 or settings.beta_contr > 0):
+            raise SettingsError(
+                "domains: a single domain has nothing to be held together with; expected beta_struct and beta_contr 0"
+            )
         if settings.domain_size % 2 or settings.batch_size > settings.domain_size // 2:
             raise SettingsError(
                 f"domain_size: expected an even number, and batches of {settings.batch_size} (batch_size) to fit one "
@@ -249,7 +255,10 @@ class RotatedMnist(OuterLoop):
         for index, (params, structures) in enumerate(self._by_seed(state, hyper)):
             tested = self._tested(index, "search", self._supernet(index, params, structures))
             genotypes = [self.space.discretize(structure) for structure in structures]
-            rows.append({**tested, **self._fits(index, params, structures), **self._discrete(index, genotypes)})
+            discrete = self.checkpoint.kept(
+                f"retraining of seed {self.seeds[index]}", partial(self._discrete, index, genotypes)
+            )
+            rows.append({**tested, **self._fits(index, params, structures), **discrete})
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
     def structures(self, hyper: Tensor) -> list[Structure]:
@@ -358,15 +367,15 @@ class RotatedMnist(OuterLoop):
         """The network of each domain, which in the union is the only one."""
         return list(networks) if len(networks) == len(self.names) else [networks[0]] * len(self.names)
 
-    def _discrete(self, index: int, genotypes: Sequence[Genotype]) -> dict[str, float]:
+    def _discrete(self, index: int, genotypes: Sequence[Genotype], checkpoint: Checkpoint) -> dict[str, float]:
         """Metrics of the discrete network of a seed, trained anew."""
         s, seed, source = self.settings, self.seeds[index], self._seen(self.shares[index].known)
         draws = generator(self.study, "retraining", seed)
         network = Discrete(self.space, genotypes, 2 * s.channels, s.stem_channels, draws)
         stream = Stream(source, s.batch_size, self.study, "retraining batches", seed)
         optimizer = self._optimizer(s.retrain_epochs, stream.per_epoch)
-        progress = Progress(f"{self._name}: seed {seed}, retraining", "epoch")
-        params, forward = retrained(network, stream, optimizer, s.retrain_epochs, progress)
+        name = f"{self._name}: seed {seed}, retraining"
+        params, forward = retrained(network, stream, optimizer, s.retrain_epochs, name, checkpoint)
 
         def logits(images: Tensor, domain: int, normalize: Normalize) -> Tensor:
             return forward(params, images, domain, normalize)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bilevel.architecture import Choice, Genotype
+from bilevel.checkpoint import Checkpoint
 from bilevel.derivatives import Derivatives
 from bilevel.models.supernet import Discrete
 from bilevel.optimizers import Optimizer
@@ -27,20 +28,25 @@ def nominal_parameters(genotypes: Sequence[Genotype]) -> int:
 
 
 def retrained(
-    network: Discrete, stream: Stream, optimizer: Optimizer, epochs: int, progress: Progress
+    network: Discrete, stream: Stream, optimizer: Optimizer, epochs: int, name: str, checkpoint: Checkpoint
 ) -> tuple[Tensor, Callable[..., Tensor]]:
     """Parameters (P,) after `epochs` of cross-entropy on the stream's batches, one domain at a time, and the network as
-    a function (params, images, domain, normalize) -> logits."""
+    a function (params, images, domain, normalize) -> logits. `name` is what progress is reported under."""
     layout, forward = functional(network)
     params = layout.join(dict(network.named_parameters())).detach().to(stream.device)
     state = optimizer.init(params.unsqueeze(0))
     problems = [Problem(loss, loss) for loss in (partial(_loss, forward, d) for d in range(stream.domains))]
     derivatives = [Derivatives(problem, params.new_zeros(1, 0)) for problem in problems]
-    for epoch in range(epochs):
-        for number in range(epoch * stream.per_epoch, (epoch + 1) * stream.per_epoch):
-            images, labels, domain = stream[number]
-            optimizer.advance_(derivatives[domain], state, (images.unsqueeze(0), labels.unsqueeze(0)))
-        progress.report(epoch + 1, epochs)
+    first = 0
+    if checkpoint.found is not None:
+        first, state = checkpoint.found["steps"], checkpoint.found["state"]
+    progress = Progress(name, "epoch", first // stream.per_epoch)
+    for number in range(first, epochs * stream.per_epoch):
+        images, labels, domain = stream[number]
+        optimizer.advance_(derivatives[domain], state, (images.unsqueeze(0), labels.unsqueeze(0)))
+        if (number + 1) % stream.per_epoch == 0:
+            progress.report((number + 1) // stream.per_epoch, epochs)
+        checkpoint.keep({"steps": number + 1, "state": state})
     return optimizer.params(state)[0], forward
 
 

@@ -25,6 +25,10 @@ class UnmovedDARTS(Hypergradient):
 
     epsilon: ε.
 
+    Cost: two gradients over λ; no products.
+
+    Memory: no stored state.
+
     Raises ValueError for an optimizer other than clipped momentum.
 
     Source: Liu et al. 2019, equation 8, with w' = w; the published code's `_compute_virtual_model`.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from bilevel.checkpoint import Checkpoint
 from bilevel.data import Dataset
 from bilevel.hypergradients.unrolled import Unrolled
 from bilevel.optimizers import SGD
@@ -24,7 +26,7 @@ from bilevel.results import Point, Result
 from bilevel.settings import Count, Settings
 from bilevel.tasks.base import Task
 from bilevel.tasks.search_function import functions
-from bilevel.tasks.search_function.base import Search, best_so_far, first_points, run
+from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, first_points, run
 from bilevel.tasks.search_function.functions import Functions
 from bilevel.tasks.search_function.gradient import Gradient
 
@@ -80,6 +82,13 @@ class SearchFunction(Task):
     settings_class = SearchFunctionSettings
     methods = ("grid", "random", "sobol", "tpe", "gaussian_process", "gradient")
 
+    @classmethod
+    def check_method(cls, settings: Settings, method: Any) -> None:
+        """SettingsError for a search that is possible in none of the dimensions."""
+        assert isinstance(settings, SearchFunctionSettings)
+        if isinstance(method, Search):
+            check_affordable(method, "dimensions", settings.dimensions, settings.evaluations)
+
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
     ) -> None:
@@ -93,11 +102,10 @@ class SearchFunction(Task):
         progress, dimensions = Progress(name, "dimension"), self.settings.dimensions
         regrets: dict[int, Tensor] = {}
         for index, dimension in enumerate(dimensions):
-            found = self.functions(dimension, self.settings.effective)
-            if isinstance(method, Gradient):
-                regrets[dimension] = self._descend(method, found)
-            elif method.affords(dimension, self.settings.evaluations):
-                regrets[dimension] = self._search(method, found)
+            if isinstance(method, Gradient) or method.affords(dimension, self.settings.evaluations):
+                regrets[dimension] = self.checkpoint.kept(
+                    f"dimension {dimension}", partial(self._regrets, method, dimension)
+                )
             progress.report(index + 1, len(dimensions))
         alive = torch.stack([torch.isfinite(values[-1]) for values in regrets.values()]).all(0)
         points = _picture(method, self) if isinstance(method, Search) and method.blind else []
@@ -107,6 +115,10 @@ class SearchFunction(Task):
         """Those of the seeds."""
         s = self.settings
         return functions.draw(dimension, effective, s.small, s.ripple, self.seeds)
+
+    def _regrets(self, method: Search | Gradient, dimension: int, checkpoint: Checkpoint) -> Tensor:
+        function = self.functions(dimension, self.settings.effective)
+        return self._descend(method, function) if isinstance(method, Gradient) else self._search(method, function)
 
     def _search(self, method: Search, function: Functions) -> Tensor:
         """Least value after each evaluation, (evaluations, S)."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import ConfigDict
 from torch import Tensor
 
-from bilevel.settings import Configurable
+from bilevel.settings import Configurable, SettingsError
 
 if TYPE_CHECKING:  # Optuna takes a second to import, which the arms with gradients should not wait
     from bilevel.search import Found, Params, Space
@@ -38,6 +38,15 @@ class Search(Configurable, ABC):
     def affords(self, dimension: int, trials: int) -> bool:
         """Whether there is such a search in so many dimensions with so few trials."""
         return True
+
+
+def check_affordable(search: Search, setting: str, dimensions: Sequence[int], trials: int) -> None:
+    """SettingsError where the search cannot be made in any of these dimensions, which are the values of `setting`."""
+    if not any(search.affords(dimension, trials) for dimension in dimensions):
+        raise SettingsError(
+            f"{setting}: in {min(dimensions)} dimensions or more a grid has more than {trials} points; expected a "
+            "smaller number as well, more evaluations, or another method"
+        )
 
 
 def run(

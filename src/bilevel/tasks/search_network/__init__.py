@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal, NamedTuple
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from bilevel import metrics
+from bilevel.checkpoint import Checkpoint, State
 from bilevel.cost import Cost
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
@@ -32,7 +34,7 @@ from bilevel.results import Result
 from bilevel.runs import blank, cost_scalars
 from bilevel.settings import Count, Positive, Settings
 from bilevel.tasks.base import Task
-from bilevel.tasks.search_function.base import Search, best_so_far, first_points, run
+from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, first_points, run
 from bilevel.tracing import traced
 
 MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, black 0 and white 1
@@ -128,6 +130,13 @@ class SearchNetwork(Task):
         "aggregated",
     )
 
+    @classmethod
+    def check_method(cls, settings: Settings, method: Any) -> None:
+        """SettingsError for a search that is possible with none of the numbers of hyperparameters."""
+        assert isinstance(settings, SearchNetworkSettings)
+        if isinstance(method, Search):
+            check_affordable(method, "hyperparameters", settings.hyperparameters, settings.evaluations)
+
     def __init__(
         self, study: str, settings: Settings, dataset: Dataset | None, seeds: Sequence[int], device: torch.device
     ) -> None:
@@ -155,12 +164,9 @@ class SearchNetwork(Task):
         counts, cost, progress = self.settings.hyperparameters, Cost(), Progress(name, "number of hyperparameters")
         found: dict[int, Evaluations] = {}
         for index, count in enumerate(counts):
-            if isinstance(method, Hypergradient):
-                found[count], spent = self._descend(method, count)
-                cost = cost + spent
-            elif method.affords(count, self.settings.evaluations):
-                found[count], spent = self._search(method, count)
-                cost = cost + spent
+            if isinstance(method, Hypergradient) or method.affords(count, self.settings.evaluations):
+                kept = self.checkpoint.kept(f"{count} hyperparameters", partial(self._evaluated, method, count))
+                found[count], cost = Evaluations(*kept["evaluations"]), cost + Cost(**kept["cost"])
             progress.report(index + 1, len(counts))
         alive = torch.stack([_alive(evaluations.validation, method) for evaluations in found.values()]).all(0)
         most = self.settings.evaluations * self.settings.inner_steps
@@ -173,33 +179,50 @@ class SearchNetwork(Task):
         """With so many hyperparameters."""
         return replace(_PROBLEM, inner_penalty=L2(group_sizes(count)))
 
-    def _search(self, method: Search, count: int) -> tuple[Evaluations, Cost]:
+    def _evaluated(self, method: Search | Hypergradient, count: int, checkpoint: Checkpoint) -> State:
+        """Trainings with so many hyperparameters, and what they cost."""
+        if isinstance(method, Hypergradient):
+            rows, cost = self._descend(method, count, checkpoint)
+        else:
+            rows, cost = self._search(method, count, checkpoint)
+        return {"evaluations": _evaluations(rows), "cost": vars(cost)}
+
+    def _search(self, method: Search, count: int, checkpoint: Checkpoint) -> tuple[list[list[Tensor]], Cost]:
         problem, cost, rows = self.problem(count), Cost(), list[list[Tensor]]()
 
-        def objective(points: Tensor) -> Tensor:
+        def trial(points: Tensor) -> State:
             derivatives = Derivatives(problem, points.to(self.start))
-            derivatives.cost = cost
             state = self.start.clone()
             for _ in range(self.settings.inner_steps):
                 self.optimizer.advance_(derivatives, state, self.sets["train"])
             validation = derivatives.outer_loss(self.optimizer.params(state), self.sets["validation"])
-            rows.append([validation, *self._test(state), _gradients(cost)])
-            return validation
+            return {"row": [validation, *self._test(state)], "cost": vars(derivatives.cost)}
+
+        def objective(points: Tensor) -> Tensor:
+            nonlocal cost
+            found = checkpoint.kept(f"training {len(rows) + 1}", lambda _: trial(points))
+            cost = cost + Cost(**found["cost"])
+            rows.append([*found["row"], _gradients(cost)])
+            return rows[-1][0]
 
         run(method, objective, count, self.bounds, self.settings.evaluations, self.search_seeds)
-        return _evaluations(rows), cost
+        return rows, cost
 
-    def _descend(self, method: Hypergradient, count: int) -> tuple[Evaluations, Cost]:
+    def _descend(self, method: Hypergradient, count: int, checkpoint: Checkpoint) -> tuple[list[list[Tensor]], Cost]:
         problem, cost, rows = self.problem(count), Cost(), list[list[Tensor]]()
         outer = Adam(self.settings.outer_learning_rate)
         hyper = self._first(count)
+        if (found := checkpoint.found) is not None:
+            rows, hyper, cost = found["rows"], found["hyper"], Cost(**found["cost"])
+            outer.restore(found["outer"])
         batches = [self.sets["train"]] * self.settings.inner_steps
-        for _ in range(self.settings.evaluations):
+        while len(rows) < self.settings.evaluations:
             estimate = method(problem, self.optimizer, self.start, hyper, batches, self.sets["validation"])
             cost = cost + estimate.cost
             rows.append([estimate.outer_loss, *self._test(estimate.state), _gradients(cost)])
             hyper = outer.step(hyper, estimate.hypergradient).clamp(*self.bounds)
-        return _evaluations(rows), cost
+            checkpoint.keep({"rows": rows, "hyper": hyper, "cost": vars(cost), "outer": outer.state()})
+        return rows, cost
 
     def _first(self, count: int) -> Tensor:
         """Hyperparameters (S, H) that descent begins with."""
