@@ -13,6 +13,8 @@ from bilevel.report.source import Cell
 
 Scale = tuple[float, float]
 
+NOT_THERE = {"slide": "not on the slide", "article": "not in the article"}
+
 
 def section(look: Lookup, deck: Deck) -> Section:
     """A deck with its blocks in order."""
@@ -106,21 +108,21 @@ def _other_data(look: Lookup, study: str, block: SlideTable, deck: Deck) -> str:
     data = look.data(study)
     if not block.comparable:
         return (
-            "Data or sizes are not those of the slide. Levels are not to be compared with it, only methods "
+            f"Data or sizes are not those of the {block.source}. Levels are not to be compared with it, only methods "
             "with one another."
         )
     if not data or data in deck.data:
         return ""
     return (
-        f"The slide's figures are for {deck.data_name or ' or '.join(deck.data)}; these runs used {data}. "
-        "Levels are not to be compared with the slide, only methods with one another."
+        f"The {block.source}'s figures are for {deck.data_name or ' or '.join(deck.data)}; these runs used {data}. "
+        f"Levels are not to be compared with the {block.source}, only methods with one another."
     )
 
 
 def _columns(look: Lookup, quantity: Quantity, block: SlideTable) -> list[Column]:
     about, kind = look.metric(quantity.metric).about, "value" if quantity.interval else "number"
     return [
-        Column(quantity.slide, "number", "as the slide has it", start=True),
+        Column(quantity.slide, "number", f"as the {block.source} has it", start=True),
         *(Column(look.study(study).name, kind, about) for study in block.studies),
     ]
 
@@ -151,7 +153,7 @@ def _row(look: Lookup, row: Row, block: SlideTable, deck: Deck, scales: Mapping[
             value = look.value(study, method, quantity.metric) if method else Value(gap=words.DASH)
             same = not _other_data(look, study, block, deck)
             cells.append(_beside(value, cell, quantity, metric, told, scales[quantity.metric], same))
-    return TableRow(row.name, cells, row.note, "" if row.on_slide else "not on the slide", row.best)
+    return TableRow(row.name, cells, row.note, "" if row.on_slide else NOT_THERE[block.source], row.best)
 
 
 def _beside(
