@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from bilevel.report.decks import Metric
 DASH = "—"
 SMALL = 4
 """Digits from which on a value that they would show as zero is written with a power of ten."""
+LARGE = 1e8
+"""From here on every value is, since the column would be as wide as the page."""
 _CODE = re.compile(r"`([^`]+)`")
 _EMPHASIS = re.compile(r"(?<!\w)\*([^*\s](?:[^*]*[^*\s])?)\*(?!\w)")
 
@@ -20,10 +23,10 @@ _EMPHASIS = re.compile(r"(?<!\w)\*([^*\s](?:[^*]*[^*\s])?)\*(?!\w)")
 def decimal(value: float, digits: int) -> str:
     """`-1234.5` as `−1 234.5`: a true minus, thin spaces from five digits on, no minus before a zero.
 
-    With `SMALL` digits or more, `2.34e-9` as `2.3·10⁻⁹`.
+    With `SMALL` digits or more, `2.34e-9` as `2.3·10⁻⁹`; `1.09e14` as `1.1·10¹⁴`.
     """
     text = f"{abs(value):,.{digits}f}"
-    if digits >= SMALL and value and not text.strip("0."):
+    if (digits >= SMALL and value and not text.strip("0.")) or LARGE <= abs(value) < math.inf:
         text = _power(abs(value))
     text = text.replace(",", "\u202f" if abs(value) >= 10_000 else "")
     return f"−{text}" if value < 0 and text.strip("0.") else text
