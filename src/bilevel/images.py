@@ -15,6 +15,8 @@ from bilevel.randomness import generator
 from bilevel.settings import SettingsError
 
 SETS = ("train", "validation", "test")
+MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081
+"""Of the pixels of MNIST's training set, black 0 and white 1."""
 
 
 class Sizes(Protocol):
@@ -107,6 +109,32 @@ def pooled(images: Tensor, size: int) -> Tensor:
     """Means over squares of size × size pixels: (N, C, H, W) -> (N, C, H/size, W/size); a rest at the edges is left
     out."""
     return avg_pool2d(images, size)
+
+
+def flat_share(
+    dataset: Dataset,
+    sizes: Sizes,
+    study: str,
+    seed: int,
+    device: torch.device,
+    *,
+    pool: int,
+    mean: float = 0.0,
+    deviation: float = 1.0,
+) -> Share:
+    """One seed's data as vectors (N, pixels): divided, standardized, averaged over squares of pool × pool pixels."""
+    ids, splits = divide(dataset, sizes, study, seed), splits_of(dataset)
+    parts = []
+    for name in SETS:
+        split, chosen = splits[name], ids[name]
+        images = pooled(standardized(split.images[chosen].to(device), mean, deviation), pool)
+        parts.append(Images(images.flatten(1), split.labels[chosen].to(device)))
+    return Share(*parts)
+
+
+def stacked(images: Sequence[Images]) -> Images:
+    """Sets of one size, of all seeds: (S, N, ...) and (S, N)."""
+    return Images(torch.stack([part.images for part in images]), torch.stack([part.labels for part in images]))
 
 
 def gather(sources: Sequence[Images], ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from bilevel import metrics
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import advance
-from bilevel.images import SETS, Images, Share, check_sizes, counts_of, divide, pooled, splits_of, standardized
+from bilevel.images import MNIST_DEVIATION, MNIST_MEAN, SETS, check_sizes, counts_of, flat_share, stacked
 from bilevel.optimizers import Adam
 from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
@@ -35,7 +35,6 @@ from bilevel.tracing import traced
 
 SIDE, CLASSES = 28, 10
 METRICS = ("validation_loss", "training_loss", "test_loss", "test_error")
-MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, black 0 and white 1
 LEVELS = (-14.0, 2.0)
 """Between which the logarithms of strengths stay."""
 
@@ -95,8 +94,13 @@ class Activations(OuterLoop):
         assert dataset is not None
         self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
         self.check_data(settings, dataset.name, counts_of(dataset))
-        self.shares = [self._share(dataset, seed) for seed in self.seeds]
-        self.sets = {name: _stacked([getattr(share, name) for share in self.shares]) for name in SETS}
+        self.shares = [
+            flat_share(
+                dataset, settings, study, seed, device, pool=settings.pool, mean=MNIST_MEAN, deviation=MNIST_DEVIATION
+            )
+            for seed in self.seeds
+        ]
+        self.sets = {name: stacked([getattr(share, name) for share in self.shares]) for name in SETS}
         self.outer_steps, self.evaluate_every = settings.outer_steps, settings.evaluate_every
         sizes = [(SIDE // settings.pool) ** 2, *settings.hidden, CLASSES]
         self.network = MixedNetwork(sizes, settings.activation, settings.prior)
@@ -160,19 +164,6 @@ class Activations(OuterLoop):
     def _begin(self, purpose: str, step: int) -> Tensor:
         draws = [generator(self.study, f"{purpose} initialization", seed, step) for seed in self.seeds]
         return self.optimizer.init(torch.stack([self.network.initial(draw) for draw in draws]).to(self.device))
-
-    def _share(self, dataset: Dataset, seed: int) -> Share:
-        ids, splits = divide(dataset, self.settings, self.study, seed), splits_of(dataset)
-        parts = []
-        for name in SETS:
-            split, chosen = splits[name], ids[name]
-            images = pooled(standardized(split.images[chosen].to(self.device), MEAN, DEVIATION), self.settings.pool)
-            parts.append(Images(images.flatten(1), split.labels[chosen].to(self.device)))
-        return Share(*parts)
-
-
-def _stacked(images: Sequence[Images]) -> Images:
-    return Images(torch.stack([part.images for part in images]), torch.stack([part.labels for part in images]))
 
 
 TASK = Activations

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from bilevel.models.mlp import MLP
 from bilevel.parameters import Layout
 from bilevel.problem import Batch
 
@@ -48,11 +49,8 @@ class MixedNetwork:
 
     def __init__(self, sizes: Sequence[int], activation: Activation, prior: Prior) -> None:
         self.layers, self._activation, self._prior = len(sizes) - 1, activation, prior
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(1, len(sizes)):
-            shapes[f"weight{layer}"] = (sizes[layer], sizes[layer - 1])
-            shapes[f"bias{layer}"] = (sizes[layer],)
-        self.layout = Layout(shapes)
+        self._plain = MLP(sizes)  # whose weights these are too
+        self.layout = self._plain.layout
         learned: dict[str, tuple[int, ...]] = {}
         if activation == "mixture":
             learned["activations"] = (self.layers - 1, len(FUNCTIONS))
@@ -93,12 +91,7 @@ class MixedNetwork:
 
     def initial(self, generator: torch.Generator) -> Tensor:
         """Parameters (P,): weights normal with variance 1 / fan_in, biases zero."""
-        tensors = {}
-        for name, shape in self.layout.shapes.items():
-            tensors[name] = torch.zeros(shape)
-            if name.startswith("weight"):
-                tensors[name].normal_(0, 1 / math.sqrt(shape[1]), generator=generator)
-        return self.layout.join(tensors)
+        return self._plain.initial(generator)
 
     def first_hyper(self, level: float) -> Tensor:
         """Hyperparameters (H,): all kinds alike, and this ρ for every layer."""

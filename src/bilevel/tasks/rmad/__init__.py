@@ -28,18 +28,7 @@ from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
 from bilevel.hypergradients.base import advance
-from bilevel.images import (
-    SETS,
-    Batches,
-    Images,
-    Share,
-    check_sizes,
-    counts_of,
-    divide,
-    pooled,
-    splits_of,
-    standardized,
-)
+from bilevel.images import Batches, Images, check_sizes, counts_of, flat_share, stacked
 from bilevel.models.mlp import MLP
 from bilevel.optimizers import Learned, Momentum
 from bilevel.outer import Adam
@@ -129,7 +118,7 @@ class RMAD(OuterLoop):
         assert dataset is not None
         self.study, self.settings, self.seeds, self.device = study, settings, list(seeds), device
         self.check_data(settings, dataset.name, counts_of(dataset))
-        self.shares = [self._share(dataset, seed) for seed in self.seeds]
+        self.shares = [flat_share(dataset, settings, study, seed, device, pool=settings.pool) for seed in self.seeds]
         self.outer_steps, self.evaluate_every = settings.outer_steps, settings.evaluate_every
         self.network = MLP([(SIDE // settings.pool) ** 2, *settings.hidden, CLASSES])
         self.problem = traced(Problem(self.network.loss, self.network.loss))
@@ -173,7 +162,7 @@ class RMAD(OuterLoop):
             self._head(share.validation if self.settings.outer_set == "validation" else share.train)
             for share in self.shares
         ]
-        return self._batches("training", step), _stacked(outer)
+        return self._batches("training", step), stacked(outer)
 
     def evaluate(self, state: Tensor, hyper: Tensor) -> dict[str, Tensor]:
         """See the class."""
@@ -299,15 +288,6 @@ class RMAD(OuterLoop):
         steps = 1 if self.settings.schedule == "constant" else self.settings.inner_steps
         return steps * (len(self.network.layout.shapes) if self.settings.schedule == "layer" else 1)
 
-    def _share(self, dataset: Dataset, seed: int) -> Share:
-        ids, splits = divide(dataset, self.settings, self.study, seed), splits_of(dataset)
-        parts = []
-        for name in SETS:
-            split, chosen = splits[name], ids[name]
-            images = pooled(standardized(split.images[chosen].to(self.device), 0.0, 1.0), self.settings.pool)
-            parts.append(Images(images.flatten(1), split.labels[chosen].to(self.device)))
-        return Share(*parts)
-
 
 def optimizer(settings: RMADSettings, network: MLP) -> Momentum:
     """Momentum with all rates and, after them, all momenta read from the hyperparameters."""
@@ -321,10 +301,6 @@ def _joined(trace: Mapping[int, Metrics], other: Mapping[int, Metrics], alive: T
     """Both traces in one; the other one without seeds that diverged."""
     steps = sorted({*trace, *other})
     return {step: {**trace.get(step, {}), **blank(other.get(step, {}), alive)} for step in steps}
-
-
-def _stacked(images: Sequence[Images]) -> Images:
-    return Images(torch.stack([part.images for part in images]), torch.stack([part.labels for part in images]))
 
 
 TASK = RMAD

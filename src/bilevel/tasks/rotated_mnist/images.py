@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from bilevel.data import Dataset, Split
-from bilevel.images import Images, splits_of, standardized
+from bilevel.images import MNIST_DEVIATION, MNIST_MEAN, Images, splits_of, standardized
 from bilevel.randomness import generator
 
 ANGLES = (0, 180, 90, 270)
 """Degrees, counterclockwise, of the first domain, the second, …"""
-PIXELS_MEAN, PIXELS_DEVIATION = 0.1307, 0.3081  # of MNIST's training set, black 0 and white 1
 
 
 class Domains(NamedTuple):
@@ -83,7 +82,7 @@ def share(dataset: Dataset, subsets: Sequence[Tensor], test: Tensor, size: int, 
 
 
 def _images(split: Split, ids: Tensor, size: int, device: torch.device) -> Images:
-    pixels = standardized(split.images[ids].to(device), PIXELS_MEAN, PIXELS_DEVIATION)
+    pixels = standardized(split.images[ids].to(device), MNIST_MEAN, MNIST_DEVIATION)
     return Images(avg_pool2d(pixels, pixels.shape[-1] // size), split.labels[ids].to(device))
 
 

@@ -22,7 +22,17 @@ from bilevel.cost import Cost
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
 from bilevel.hypergradients import Hypergradient
-from bilevel.images import SETS, Images, check_sizes, counts_of, divide, splits_of, standardized
+from bilevel.images import (
+    MNIST_DEVIATION,
+    MNIST_MEAN,
+    SETS,
+    Images,
+    check_sizes,
+    counts_of,
+    divide,
+    splits_of,
+    standardized,
+)
 from bilevel.models import perceptron
 from bilevel.optimizers import Momentum
 from bilevel.outer import Adam
@@ -37,7 +47,6 @@ from bilevel.tasks.base import Task
 from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, first_points, run
 from bilevel.tracing import traced
 
-MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of MNIST's training set, black 0 and white 1
 PRODUCT = 2
 """Gradients that a product with the Hessian counts for."""
 
@@ -264,7 +273,7 @@ def _share(dataset: Dataset, settings: SearchNetworkSettings, study: str, seed: 
     ids, splits = divide(dataset, settings, study, seed), splits_of(dataset)
     return {
         name: Images(
-            perceptron.pixels(standardized(splits[name].images[ids[name]], MEAN, DEVIATION)),
+            perceptron.pixels(standardized(splits[name].images[ids[name]], MNIST_MEAN, MNIST_DEVIATION)),
             splits[name].labels[ids[name]],
         )
         for name in SETS
