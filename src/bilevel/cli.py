@@ -199,6 +199,17 @@ def _add_jobs(commands: _Commands) -> None:
     _add_output(run, "folder of the run's files")
     _add_checkpoint(run)
 
+    preload = _add(
+        commands,
+        "preload",
+        _preload,
+        "Import everything once, and run the commands of others as forks, which then begin at once: those that find "
+        "the socket in BILEVEL_PRELOADED. The pipeline starts this beside itself.",
+        "bilevel preload /tmp/socket --until $$ & BILEVEL_PRELOADED=/tmp/socket python -m bilevel run …",
+    )
+    preload.add_argument("socket", type=Path, metavar="PATH", help="of the socket to be made")
+    preload.add_argument("--until", type=int, required=True, metavar="PID", help="end with this process")
+
     tables = _add(
         commands,
         "tables",
@@ -325,6 +336,12 @@ def _data(arguments: argparse.Namespace) -> None:
     print(arguments.output.with_suffix(".origin.txt").read_text(encoding="utf-8").strip())
 
 
+def _preload(arguments: argparse.Namespace) -> None:
+    from bilevel import preloaded
+
+    preloaded.serve(arguments.socket, arguments.until, main)
+
+
 def _teacher(arguments: argparse.Namespace) -> None:
     keep_memory()
     from bilevel import registry
@@ -353,7 +370,7 @@ def _teacher(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     keep_memory()
-    from bilevel import registry, results
+    from bilevel import preloaded, registry, results
     from bilevel.data import load
     from bilevel.tasks import create_method, run, task_class
     from bilevel.teachers import load as load_teacher
@@ -405,7 +422,7 @@ def _run(arguments: argparse.Namespace) -> None:
         **results.surroundings(device),
         "seconds": checkpoint.earlier + time.perf_counter() - begin,
         "resumed": checkpoint.resumed,
-        "peak_memory_mb": results.peak_memory_mb(),
+        "peak_memory_mb": results.peak_memory_mb() + preloaded.shared_mb(),
         "started": started,
     }
     results.save(

@@ -1,6 +1,9 @@
 """Configuration, checked before any rule, and what the rules share."""
 
+import os
+import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -47,10 +50,33 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
+SOCKETS = tempfile.TemporaryDirectory(prefix="bilevel-")  # removed with this process
+
+
+def preload():
+    """Have the jobs of this machine begin as forks of a process that has imported everything; it ends with this one."""
+    os.environ["BILEVEL_PRELOADED"] = f"{SOCKETS.name}/preloaded"
+    log = Path("results/logs/preload.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    libraries = ["OMP", "MKL", "OPENBLAS"]
+    threads = {f"{name}_NUM_THREADS": str(CONFIG.compute.threads) for name in libraries}
+    command = ["python", "-m", "bilevel", "preload"]
+    with log.open("wb") as file:
+        subprocess.Popen(
+            [*command, os.environ["BILEVEL_PRELOADED"], "--until", str(os.getpid())],
+            env={**os.environ, **threads},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
 onstart:
     # what is under way, for `bilevel watch`
     with replacing(Path("results/config.json")) as file:
         file.write(CONFIG_JSON.encode())
+    if workflow.local_exec and sys.platform == "linux":
+        preload()
 
 
 onerror:
