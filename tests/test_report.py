@@ -236,7 +236,7 @@ def test_other_data_than_the_slides_is_said_and_nothing_is_called_inside(results
     write_tables(tmp_path, data="mnist_5k")
     render(tmp_path, results / "figures", DECKS, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert "The slide's figures are for Fashion-MNIST; these runs used mnist_5k." in plain(text).replace("&#39;", "'")
+    assert "The slide's figures are for Fashion-MNIST. Levels on mnist_5k are not" in plain(text).replace("&#39;", "'")
     assert "slide inside" not in text
     assert "slide outside" not in text
 

@@ -136,6 +136,20 @@ def _add_questions(commands: _Commands) -> None:
     watching.add_argument("--all", action="store_true", help="show every run, not only what is running or has failed")
     watching.add_argument("--seconds", type=float, default=5.0, help="between two tables; default: %(default)s")
 
+    reference = _add(
+        commands,
+        "reference",
+        _reference,
+        "Keep the tables of a finished run, so that later reports show it beside theirs: the full preset, for one, "
+        "which takes hours.",
+        "bilevel reference full",
+    )
+    reference.add_argument("name", help="of the run, as the page will call it: a folder in FOLDER")
+    _add_results(reference)
+    reference.add_argument(
+        "--output", type=Path, default=Path("report/reference"), metavar="FOLDER", help="default: %(default)s"
+    )
+
     _add(
         commands,
         "schema",
@@ -249,10 +263,13 @@ def _add_jobs(commands: _Commands) -> None:
         _report,
         "Make the page from tables and figures.",
         "bilevel report --decks report/decks.yaml --tables results/tables --figures results/figures \\\n"
-        "    --output results/report.html",
+        "    --references report/reference --output results/report.html",
     )
     _add_report_inputs(report)
     report.add_argument("--figures", type=Path, required=True, metavar="FOLDER")
+    report.add_argument(
+        "--references", type=Path, metavar="FOLDER", help="tables of earlier runs, to be shown beside these"
+    )
     _add_output(report, "an .html file")
 
     partial = _add(
@@ -574,6 +591,12 @@ def _configuration(given: list[str]) -> dict[str, Any]:
     return found
 
 
+def _reference(arguments: argparse.Namespace) -> None:
+    from bilevel import references
+
+    references.keep(arguments.results / "tables", arguments.output / arguments.name)
+
+
 def _tables(arguments: argparse.Namespace) -> None:
     configuration = _configuration(arguments.config)
     folders = []
@@ -613,8 +636,9 @@ def _figures(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from bilevel import report
 
-    report.render(arguments.tables, arguments.figures, arguments.decks, arguments.output)
-    not_ahead_of_the_clock(arguments.decks, *arguments.tables.glob("*"), *arguments.figures.rglob("*"))
+    report.render(arguments.tables, arguments.figures, arguments.decks, arguments.output, arguments.references)
+    earlier = arguments.references.rglob("*") if arguments.references else []
+    not_ahead_of_the_clock(arguments.decks, *arguments.tables.glob("*"), *arguments.figures.rglob("*"), *earlier)
 
 
 def _partial(arguments: argparse.Namespace) -> None:
@@ -628,7 +652,7 @@ def _partial(arguments: argparse.Namespace) -> None:
     claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
     for deck in plots.FIGURES:
         plots.draw_all(deck, tables, results / "figures" / deck, decks)
-    report.render(tables, results / "figures", decks, results / "report.html")
+    report.render(tables, results / "figures", decks, results / "report.html", Path("report/reference"))
     print(f"report with gaps: {results / 'report.html'}", file=sys.stderr)
 
 

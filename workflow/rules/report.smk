@@ -1,5 +1,7 @@
 """The page."""
 
+from glob import glob
+
 
 rule report:
     input:
@@ -19,6 +21,8 @@ rule report:
             for deck, figures in FIGURES.items()
             for figure in figures
         ],
+        # of earlier runs, shown beside this one's
+        references=sorted(glob("report/reference/*/*")),
     output:
         report(
             "results/report.html",
@@ -40,4 +44,4 @@ rule report:
         page=files_hash("src/bilevel/report"),
     shell:
         "python -m bilevel report --decks {input.decks} --tables results/tables --figures results/figures"
-        " --output {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
+        " --references report/reference --output {output} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -15,7 +15,7 @@ from bilevel.report.source import Source
 __all__ = ["render"]
 
 
-def render(tables: Path, figures: Path, decks_file: Path, output: Path) -> None:
+def render(tables: Path, figures: Path, decks_file: Path, output: Path, references: Path | None = None) -> None:
     """Write the report.
 
     Args:
@@ -24,12 +24,13 @@ def render(tables: Path, figures: Path, decks_file: Path, output: Path) -> None:
         figures: directory with `<deck>/<figure>.svg`; likewise.
         decks_file: `report/decks.yaml`.
         output: HTML file; it appears whole or not at all. The same inputs give the same bytes.
+        references: directory with the tables of earlier runs, a folder each, to be shown beside these.
 
     Raises:
         SettingsError: the decks file cannot be used.
         SourceError: a table is there but is not what it should be.
         FileError: the output cannot be written.
     """
-    text = html(load(decks_file), Source.read(tables, figures))
+    text = html(load(decks_file), Source.read(tables, figures, references))
     with replacing(output) as file:
         file.write(text.encode())

@@ -9,7 +9,7 @@ from bilevel.report import figures, verdicts, words
 from bilevel.report.decks import Deck, Figure, Metric, Metrics, Overview, Quantity, Row, SlideTable, Study, Text
 from bilevel.report.lookup import Lookup, mark, slug
 from bilevel.report.model import NOT_RUN, Block, Claim, Column, Link, Section, Subject, Table, TableRow, Value
-from bilevel.report.source import Cell
+from bilevel.report.source import Cell, study_of
 
 Scale = tuple[float, float]
 
@@ -46,7 +46,10 @@ def _figure(look: Lookup, block: Figure, deck: Deck, anchor: str, place: int) ->
 
 
 def _metrics(look: Lookup, block: Metrics, anchor: str) -> Block:
-    tables = [look.metrics_table(study, block.metrics, f"{anchor}-{study}", block.methods) for study in block.studies]
+    tables = [
+        look.metrics_table(study, block.metrics, f"{anchor}-{study}", block.methods)
+        for study in look.source.with_earlier(block.studies)
+    ]
     return Block("metrics", anchor, block.title, tables=tables, caption=words.prose(block.caption))
 
 
@@ -89,9 +92,12 @@ def _slide_table(look: Lookup, block: SlideTable, deck: Deck, anchor: str) -> Bl
     columns = [column for quantity in block.quantities for column in _columns(look, quantity, block)]
     scales = {quantity.metric: _scale(look, quantity, block) for quantity in block.quantities}
     rows = [_row(look, row, block, deck, scales) for row in block.rows]
-    groups = [(words.heading(look.metric(item.metric)), 1 + len(block.studies)) for item in block.quantities]
+    studies = look.source.with_earlier(block.studies)
+    groups = [
+        (words.heading(look.metric(item.metric)), 1 + len(_studies(look, item, block))) for item in block.quantities
+    ]
     table = Table(slug(f"{anchor}-table"), "Method", columns, rows, words.prose(block.caption), groups)
-    notices = [notice for study in block.studies if (notice := _other_data(look, study, block, deck))]
+    notices = [notice for study in studies if (notice := _other_data(look, study, block, deck))]
     notices += [f"{look.study(study).name}: {NOT_RUN}." for study in block.studies if look.ran(study).gap]
     return Block(
         "slide_table",
@@ -114,16 +120,21 @@ def _other_data(look: Lookup, study: str, block: SlideTable, deck: Deck) -> str:
     if not data or data in deck.data:
         return ""
     return (
-        f"The {block.source}'s figures are for {deck.data_name or ' or '.join(deck.data)}; these runs used {data}. "
-        f"Levels are not to be compared with the {block.source}, only methods with one another."
+        f"The {block.source}'s figures are for {deck.data_name or ' or '.join(deck.data)}. Levels on {data} are not to "
+        "be compared with it, only methods with one another."
     )
+
+
+def _studies(look: Lookup, quantity: Quantity, block: SlideTable) -> list[str]:
+    """Those with a column; a count is the same in earlier runs."""
+    return look.source.with_earlier(block.studies) if quantity.interval else list(block.studies)
 
 
 def _columns(look: Lookup, quantity: Quantity, block: SlideTable) -> list[Column]:
     about, kind = look.metric(quantity.metric).about, "value" if quantity.interval else "number"
     return [
         Column(quantity.slide, "number", f"as the {block.source} has it", start=True),
-        *(Column(look.study(study).name, kind, about) for study in block.studies),
+        *(Column(look.study(study).name, kind, about) for study in _studies(look, quantity, block)),
     ]
 
 
@@ -132,8 +143,8 @@ def _scale(look: Lookup, quantity: Quantity, block: SlideTable) -> Scale:
     metric = look.metric(quantity.metric)
     found = [row.slide[quantity.metric] / metric.scale for row in block.rows if quantity.metric in row.slide]
     for row in block.rows:
-        for study, method in row.methods.items():
-            cell = look.source.cells.get((study, method, quantity.metric))
+        for study in look.source.with_earlier(list(row.methods)):
+            cell = look.source.cells.get((study, row.methods[study_of(study)], quantity.metric))
             found += [value for value in (cell.mean, cell.low, cell.high) if value is not None] if cell else []
     low, high = min(found, default=0.0), max(found, default=1.0)
     room = 0.04 * ((high - low) or 1.0)
@@ -147,8 +158,8 @@ def _row(look: Lookup, row: Row, block: SlideTable, deck: Deck, scales: Mapping[
         cells.append(
             Value(gap=words.DASH) if told is None else Value(text=words.decimal(told, metric.digits), sort=f"{told}")
         )
-        for study in block.studies:
-            method = row.methods.get(study)
+        for study in _studies(look, quantity, block):
+            method = row.methods.get(study_of(study))
             cell = look.source.cells.get((study, method, quantity.metric)) if method else None
             value = look.value(study, method, quantity.metric) if method else Value(gap=words.DASH)
             same = not _other_data(look, study, block, deck)

@@ -9,7 +9,7 @@ from bilevel.report import words
 from bilevel.report.compact import Sheet
 from bilevel.report.decks import Decks, Method, Metric, Study
 from bilevel.report.model import NOT_RUN, Column, Mark, Ran, Table, TableRow, Value
-from bilevel.report.source import Cell, Source
+from bilevel.report.source import Cell, Source, run_of, study_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Lookup:
 
     def study(self, key: str) -> Study:
         """A study; its key as name where the file does not know it."""
+        if run := run_of(key):
+            own = self.study(study_of(key))
+            return own.model_copy(update={"name": f"{own.name} · {run}"})
         return self.decks.studies.get(key, Study(name=key))
 
     def data(self, study: str) -> str:
@@ -48,7 +51,9 @@ class Lookup:
         """What a study ran on."""
         known = self.study(study)
         seeds = dict.fromkeys(seed for name, _, seed in self.source.runs() if name == study)
-        parts = [study, self.data(study), f"seeds {words.seeds(' '.join(seeds))}" if seeds else ""]
+        parts = [study_of(study), self.data(study), f"seeds {words.seeds(' '.join(seeds))}" if seeds else ""]
+        if run := run_of(study):
+            parts.append(f"run earlier, {run} preset, commit {self.source.references[run].provenance.get('commit')}")
         gap = "" if self.source.methods(study) else NOT_RUN
         return Ran(known.name, study, known.about, " · ".join(part for part in parts if part), gap)
 

@@ -57,6 +57,7 @@ class Claim:
     seeds: str
     rank: int
     anchor: str
+    earlier: bool
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,10 +58,30 @@ class Source:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     figures: Path = Path()
     absent: tuple[str, ...] = ()
+    references: Mapping[str, Source] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, tables: Path, figures: Path) -> Self:
-        """Read whatever is there."""
+    def read(cls, tables: Path, figures: Path = Path(), references: Path | None = None) -> Self:
+        """Read whatever is there, with earlier runs, kept in folders of `references`, beside it.
+
+        A study of such a run is one more study, `STUDY@RUN`.
+        """
+        own = cls._read(tables, figures)
+        folders = sorted(path for path in references.iterdir() if path.is_dir()) if references else []
+        kept = {folder.name: cls._read(folder, figures) for folder in folders}
+        return replace(
+            own,
+            cells={
+                **own.cells,
+                **{(at(s, name), m, k): c for name, run in kept.items() for (s, m, k), c in run.cells.items()},
+            },
+            claims=[*own.claims, *(_at(row, name) for name, run in kept.items() for row in run.claims)],
+            timing=[*own.timing, *(_at(row, name) for name, run in kept.items() for row in run.timing)],
+            references=kept,
+        )
+
+    @classmethod
+    def _read(cls, tables: Path, figures: Path) -> Self:
         paths = [tables / name for name in ("cells.csv", "claims.csv", "timing.csv", "provenance.json")]
         cells = {
             (row["study"], row["method"], row["metric"]): _cell(row, path)
@@ -75,8 +95,24 @@ class Source:
         """Methods of a study that have at least one cell, sorted."""
         return sorted({method for other, method, _ in self.cells if other == study})
 
+    def studies(self) -> list[str]:
+        """Studies that this run has something of, sorted; not those of earlier runs."""
+        return sorted({study for study, _, _ in self.cells if not run_of(study)})
+
+    def with_earlier(self, studies: Sequence[str]) -> list[str]:
+        """Each study, with what earlier runs have of it after it."""
+        found = {study for study, _, _ in self.cells}
+        return [
+            key
+            for study in studies
+            for key in (study, *(at(study, name) for name in self.references))
+            if key == study or key in found
+        ]
+
     def configured(self, study: str) -> Mapping[str, Any]:
         """Settings of a study in the resolved configuration; empty where there are none."""
+        if run_of(study):
+            return self.references[run_of(study)].configured(study_of(study))
         found = self.provenance.get("configuration", {}).get("studies", {}).get(study, {})
         return found if isinstance(found, Mapping) else {}
 
@@ -85,8 +121,23 @@ class Source:
         return [entry for entry in self.provenance.get(kind, []) if isinstance(entry, Mapping)]
 
     def runs(self) -> list[tuple[str, str, str]]:
-        """(study, method, seed) of every run that has a record."""
+        """(study, method, seed) of every run that has a record, earlier ones too."""
         return [(row["study"], row["method"], seed) for row in self.timing for seed in row["seeds"].split()]
+
+
+def at(study: str, run: str) -> str:
+    """What a study of an earlier run is called."""
+    return f"{study}@{run}"
+
+
+def study_of(study: str) -> str:
+    """The study itself, of a name that may have a run in it."""
+    return study.partition("@")[0]
+
+
+def run_of(study: str) -> str:
+    """The earlier run that a study is of; empty for this run."""
+    return study.partition("@")[2]
 
 
 def number(text: str) -> float | None:
@@ -96,6 +147,10 @@ def number(text: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def _at(row: Mapping[str, str], run: str) -> Mapping[str, str]:
+    return {**row, "study": at(row["study"], run)}
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from bilevel.report import words
-from bilevel.report.lookup import Lookup, mark
+from bilevel.report.lookup import Lookup, mark, slug
 from bilevel.report.model import NOT_RUN, VERDICTS, Claim, Tally, Value
-from bilevel.report.source import number
+from bilevel.report.source import number, run_of
 
 
 def claims(look: Lookup) -> list[Claim]:
@@ -18,10 +18,11 @@ def claims(look: Lookup) -> list[Claim]:
 
 
 def tallies(claims: Sequence[Claim]) -> list[Tally]:
-    """How many verdicts of each kind the slides' claims and the own questions have."""
+    """How many verdicts of each kind the slides' claims and the own questions have in this run."""
     names = {"deck": "Claims of the slides", "project": "Our own questions"}
-    found = dict.fromkeys([*names, *(claim.source for claim in claims)])
-    verdicts = {source: [claim.verdict for claim in claims if claim.source == source] for source in found}
+    own = [claim for claim in claims if not claim.earlier]
+    found = dict.fromkeys([*names, *(claim.source for claim in own)])
+    verdicts = {source: [claim.verdict for claim in own if claim.source == source] for source in found}
     return [
         Tally(names.get(source, source), [(kind, kinds.count(kind)) for kind in VERDICTS])
         for source, kinds in verdicts.items()
@@ -63,14 +64,15 @@ def _claim(look: Lookup, row: Mapping[str, str], spans: Mapping[str, float]) -> 
         source=row["source"],
         study=look.study(row["study"]).name,
         published=row["published"],
-        note=row["note"],
+        note="" if run_of(row["study"]) else row["note"],  # it stands beside this run's verdict
         effect=_effect(look, row, spans[row["metric"]]),
         n=words.DASH if not n else f"{n:.0f}",
         p=words.probability(p),
         p_sort="" if p is None else f"{p:.6g}",
         seeds=words.DASH if seeds is None else words.decimal(seeds, 0),
         rank=VERDICTS.index(verdict) if verdict in VERDICTS else len(VERDICTS),
-        anchor=f"claim-{row['id']}-{row['study']}",
+        anchor=slug(f"claim-{row['id']}-{row['study']}"),
+        earlier=bool(run_of(row["study"])),
     )
 
 

@@ -11,7 +11,7 @@ from bilevel.report import blocks, verdicts, words
 from bilevel.report.decks import Decks
 from bilevel.report.lookup import Lookup, said_once, slug
 from bilevel.report.model import Column, Notice, Page, Ran, Section, Table, TableRow, Tables, Value
-from bilevel.report.source import Source, number
+from bilevel.report.source import Source, number, run_of
 
 
 def page(decks: Decks, source: Source) -> Page:
@@ -39,7 +39,7 @@ def page(decks: Decks, source: Source) -> Page:
 
 def _facts(look: Lookup) -> list[tuple[str, str]]:
     """Studies (their names, where they are few), data, runs, seeds and commit."""
-    runs = look.source.runs()
+    runs = [run for run in look.source.runs() if not run_of(run[0])]
     studies = list(dict.fromkeys(study for study, _, _ in runs))
     missing, diverged = (len(look.source.listed(kind)) for kind in ("missing", "diverged"))
     count = f"{len(runs)} of {len(runs) + missing}" if missing else f"{len(runs)}"
@@ -50,6 +50,10 @@ def _facts(look: Lookup) -> list[tuple[str, str]]:
         ("Runs", count + (f", {diverged} diverged" if diverged else "")),
         ("Seeds", seeds or "none"),
         ("Commit", str(look.source.provenance.get("commit") or "")),
+        (
+            "Beside it",
+            ", ".join(f"{name} preset, {len(run.studies())} studies" for name, run in look.source.references.items()),
+        ),
     ]
     return [(name, text) for name, text in found if text]
 
@@ -82,7 +86,7 @@ def _runs(look: Lookup, kind: str) -> list[str]:
 def _other(look: Lookup) -> Tables:
     """Studies that no deck shows: nothing that was run is left out. A row a metric, of which there are many."""
     shown = {study for deck in look.decks.decks for study in deck.studies}
-    found = sorted({study for study, _, _ in look.source.cells} - shown)
+    found = [study for study in look.source.studies() if study not in shown]
     tables: list[tuple[Ran | None, Table | None]] = []
     for study in found:
         metrics = sorted({metric for name, _, metric in look.source.cells if name == study})
@@ -100,7 +104,7 @@ def _other(look: Lookup) -> Tables:
 def _products(look: Lookup) -> Table:
     """Products counted per outer step; a run that counts none, as it has no outer steps, has no row."""
     columns = [Column(look.metric(key).name, "number", look.metric(key).about) for key in look.decks.costs]
-    studies = dict.fromkeys([*look.decks.studies, *(study for study, _, _ in look.source.cells)])
+    studies = dict.fromkeys([*look.decks.studies, *look.source.studies()])
     rows = [
         TableRow(
             look.method(method),
@@ -154,7 +158,14 @@ def _provenance(look: Lookup) -> list[tuple[str, list[tuple[str, str]]]]:
     keys = [*titles, *(key for key in look.source.provenance if key not in shown)]
     parts = [(titles.get(key, key), list(words.flat(look.source.provenance.get(key)))) for key in keys]
     threads = ", ".join(dict.fromkeys(row["threads"] for row in look.source.timing))
-    return [*parts, ("Threads of a run", [("", threads or words.DASH)])]
+    earlier = [
+        (
+            f"Run earlier: {name} preset",
+            list(words.flat({key: run.provenance.get(key) for key in ("commit", "data", "devices")})),
+        )
+        for name, run in look.source.references.items()
+    ]
+    return [*parts, ("Threads of a run", [("", threads or words.DASH)]), *earlier]
 
 
 def _configuration(look: Lookup) -> str:
