@@ -50,6 +50,9 @@ def test_its_figures_stand_beside_the_new_ones(page: tuple[Path, str]) -> None:
     assert "As published · whole" in words
     assert "run earlier, whole preset, commit 260e71ad7a1d" in words
     assert "Run earlier: whole preset" in words
+    own = pd.read_csv(page[0] / "kept/whole/claims.csv").query("study == 'cleaning_published'").iloc[0]
+    row = text[text.index(f'id="claim-{own["id"]}-{own["study"]}"') :]
+    assert f"whole: {own['verdict']}" in plain(row[: row.index("</tr>")])
     table = text[text.index('id="deck-000-2-table"') :]
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', table[: table.index("</thead>")])
     assert heads[:6] == ["Method", "Slide", "As published", "As published · whole", "Corrected", "Corrected · whole"]

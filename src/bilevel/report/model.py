@@ -40,6 +40,16 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What an earlier run found on a claim."""
+
+    run: str
+    verdict: str
+    effect: Value
+    n: str
+
+
+@dataclass(frozen=True)
 class Claim:
     """A verdict in one study."""
 
@@ -57,7 +67,7 @@ class Claim:
     seeds: str
     rank: int
     anchor: str
-    earlier: bool
+    earlier: list[Earlier]
 
 
 @dataclass(frozen=True)

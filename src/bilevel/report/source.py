@@ -75,7 +75,6 @@ class Source:
                 **own.cells,
                 **{(at(s, name), m, k): c for name, run in kept.items() for (s, m, k), c in run.cells.items()},
             },
-            claims=[*own.claims, *(_at(row, name) for name, run in kept.items() for row in run.claims)],
             timing=[*own.timing, *(_at(row, name) for name, run in kept.items() for row in run.timing)],
             references=kept,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from bilevel.report import words
 from bilevel.report.lookup import Lookup, mark, slug
-from bilevel.report.model import NOT_RUN, VERDICTS, Claim, Tally, Value
-from bilevel.report.source import number, run_of
+from bilevel.report.model import NOT_RUN, VERDICTS, Claim, Earlier, Tally, Value
+from bilevel.report.source import number
 
 
 def claims(look: Lookup) -> list[Claim]:
@@ -18,11 +18,10 @@ def claims(look: Lookup) -> list[Claim]:
 
 
 def tallies(claims: Sequence[Claim]) -> list[Tally]:
-    """How many verdicts of each kind the slides' claims and the own questions have in this run."""
+    """How many verdicts of each kind the slides' claims and the own questions have."""
     names = {"deck": "Claims of the slides", "project": "Our own questions"}
-    own = [claim for claim in claims if not claim.earlier]
-    found = dict.fromkeys([*names, *(claim.source for claim in own)])
-    verdicts = {source: [claim.verdict for claim in own if claim.source == source] for source in found}
+    found = dict.fromkeys([*names, *(claim.source for claim in claims)])
+    verdicts = {source: [claim.verdict for claim in claims if claim.source == source] for source in found}
     return [
         Tally(names.get(source, source), [(kind, kinds.count(kind)) for kind in VERDICTS])
         for source, kinds in verdicts.items()
@@ -53,27 +52,41 @@ def _spans(look: Lookup) -> dict[str, float]:
 
 
 def _claim(look: Lookup, row: Mapping[str, str], spans: Mapping[str, float]) -> Claim:
-    verdict = row["verdict"].replace("_", " ").strip() or NOT_RUN
+    verdict = _verdict(row)
     p = number(row["p_adjusted"])
     n = number(row["n"])
     seeds = number(row["seeds_to_decide"])
     return Claim(
-        verdict=verdict if verdict in VERDICTS else NOT_RUN,
+        verdict=verdict,
         statement=row["statement"],
         deck=row["deck"],
         source=row["source"],
         study=look.study(row["study"]).name,
         published=row["published"],
-        note="" if run_of(row["study"]) else row["note"],  # it stands beside this run's verdict
+        note=row["note"],
         effect=_effect(look, row, spans[row["metric"]]),
         n=words.DASH if not n else f"{n:.0f}",
         p=words.probability(p),
         p_sort="" if p is None else f"{p:.6g}",
         seeds=words.DASH if seeds is None else words.decimal(seeds, 0),
-        rank=VERDICTS.index(verdict) if verdict in VERDICTS else len(VERDICTS),
+        rank=VERDICTS.index(verdict),
         anchor=slug(f"claim-{row['id']}-{row['study']}"),
-        earlier=bool(run_of(row["study"])),
+        earlier=list(_earlier(look, row)),
     )
+
+
+def _verdict(row: Mapping[str, str]) -> str:
+    found = row["verdict"].replace("_", " ").strip()
+    return found if found in VERDICTS else NOT_RUN
+
+
+def _earlier(look: Lookup, row: Mapping[str, str]) -> Iterator[Earlier]:
+    """What earlier runs found on the same claim in the same study."""
+    for name, run in look.source.references.items():
+        for other in run.claims:
+            if (other["id"], other["study"]) == (row["id"], row["study"]) and _verdict(other) != NOT_RUN:
+                effect, n = _effect(look, other, 0.0), number(other["n"])
+                yield Earlier(name, _verdict(other), effect, words.DASH if not n else f"{n:.0f}")
 
 
 def _effect(look: Lookup, row: Mapping[str, str], span: float) -> Value:
