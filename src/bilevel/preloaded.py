@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from bilevel.errors import UserError
 from bilevel.progress import say
@@ -113,13 +113,6 @@ def _files_mb() -> float:
     return 0.0
 
 
-class _Fork(NamedTuple):
-    """A command under way, and who waits for it."""
-
-    pid: int
-    caller: socket.socket
-
-
 def serve(place: Path, master: int, command: Callable[[list[str]], None]) -> NoReturn:
     """Fork for every request at the socket `place`, to have the fork run `command` with the request's arguments.
 
@@ -170,7 +163,7 @@ class _Server:
         self, listener: socket.socket, end: int, code: dict[str, int], command: Callable[[list[str]], None]
     ) -> None:
         self._listener, self._code, self._command = listener, code, command
-        self._forks: dict[int, _Fork] = {}
+        self._callers: dict[int, socket.socket] = {}  # of each fork that has not ended
         self._waiting = selectors.DefaultSelector()
         self._waiting.register(end, selectors.EVENT_READ, self._end)
         self._waiting.register(listener, selectors.EVENT_READ, self._accept)
@@ -191,8 +184,7 @@ class _Server:
             request = _receive(caller, streams)
             same = request["python"] == _python() and _code() == self._code and _as_here(request["environment"])
             if same and self._fork(caller):
-                _become(request, streams)
-                _run_and_end(self._command, request["arguments"])
+                _run_and_end(self._command, request, streams)
             if not same:
                 caller.close()
         except (OSError, ValueError):  # it is gone, or nothing of ours
@@ -208,7 +200,7 @@ class _Server:
             caller.close()
             return True
         process = os.pidfd_open(pid)
-        self._forks[pid] = _Fork(pid, caller)
+        self._callers[pid] = caller
         self._waiting.register(process, selectors.EVENT_READ, partial(self._fork_ended, process, pid))
         self._waiting.register(caller, selectors.EVENT_READ, partial(self._caller_gone, caller, pid))
         _tell(caller, pid)
@@ -224,7 +216,7 @@ class _Server:
         self._waiting.close()
 
     def _fork_ended(self, process: int, pid: int) -> None:
-        caller = self._forks.pop(pid).caller
+        caller = self._callers.pop(pid)
         self._waiting.unregister(process)
         os.close(process)
         _, status = os.waitpid(pid, 0)
@@ -235,7 +227,7 @@ class _Server:
 
     def _caller_gone(self, caller: socket.socket, pid: int) -> None:
         """It never says more than its request: to be read from, its socket must have been closed."""
-        if pid in self._forks:
+        if pid in self._callers:
             self._waiting.unregister(caller)
             os.kill(pid, signal.SIGKILL)
 
@@ -253,7 +245,7 @@ def _receive(caller: socket.socket, streams: list[int]) -> dict[str, Any]:
     return request
 
 
-def _become(request: dict[str, Any], streams: Sequence[int]) -> None:
+def _become(request: Mapping[str, Any], streams: Sequence[int]) -> None:
     """Make this fork what the caller is."""
     set_death_signal = 1
     ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)  # at the death of the process it is a fork of
@@ -266,11 +258,12 @@ def _become(request: dict[str, Any], streams: Sequence[int]) -> None:
     os.chdir(request["folder"])
 
 
-def _run_and_end(command: Callable[[list[str]], None], arguments: list[str]) -> NoReturn:
+def _run_and_end(command: Callable[[list[str]], None], request: Mapping[str, Any], streams: Sequence[int]) -> NoReturn:
     """As Python ends, but that nothing is torn down, which would touch, and so copy, all memory that forks share."""
     status = 1
     try:
-        command(arguments)
+        _become(request, streams)
+        command(request["arguments"])
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
