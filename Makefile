@@ -41,7 +41,7 @@ watch: $(READY)
 	@$(BIN)/python -m bilevel watch
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 bench: $(BENCH_READY)
 	PYTHONPATH=src .venv-bench/bin/python -m benchmarks $(BENCH)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,7 +20,10 @@ from typing import Any, NamedTuple
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "workflow", "profiles", "src", "report", "envs")
+sys.path.insert(0, str(ROOT / "tests"))
+
+from tree import copy_to, variables  # noqa: E402
+
 SETTINGS = {"problem": "quadratic", "steps": [1, 2, 3], "outer_steps": [0, 1, 2], "inner_steps": 2, "size": 3}
 TARGET = "results/tables/cells.csv"
 REPEATS = 3
@@ -55,9 +56,7 @@ def main() -> None:
 
 
 def _pipeline(folder: Path, runs: int, cores: int, *, dry: bool) -> None:
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, folder / part)
+    copy_to(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump(_values(runs)))
     arguments = [TARGET, "--cores", str(cores), *(["--dry-run", "--quiet", "rules"] if dry else ["--quiet", "all"])]
     used = _measure([sys.executable, "-m", "snakemake", *arguments], folder)
@@ -93,10 +92,9 @@ def _parts(folder: Path) -> None:
 
 
 def _measure(command: list[str], folder: Path) -> Used:
-    paths = {"PYTHONPATH": str(folder / "src" if (folder / "src").exists() else ROOT / "src")}
-    paths["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    given = variables(folder if (folder / "src").exists() else ROOT)
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, cwd=folder, env={**os.environ, **paths}, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=folder, env=given, check=True, stdout=subprocess.DEVNULL)
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Used(wall, cpu, after.ru_maxrss / 1e3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,15 +46,24 @@ class Case:
         )
 
     def shortened(self, steps: int) -> Case:
-        return Case(
-            self.name,
-            self.problem,
-            self.whole_inner_loss,
-            self.params,
-            self.hyper,
-            self.batches[:steps],
-            self.outer_batch,
-        )
+        return replace(self, batches=self.batches[:steps])
+
+
+def estimate(method: str, optimizer: Any, case: Case, **chosen: Any) -> bilevel.hypergradients.Estimate:
+    """What a method with these settings says of the whole case."""
+    return bilevel.hypergradients.create(method, **chosen)(
+        case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
+    )
+
+
+def central_difference(optimizer: Any, case: Case, width: float = 1e-6) -> Tensor:
+    """The hypergradient of one seed by differences of outer losses."""
+
+    def outer(hyper: Tensor) -> Tensor:
+        return estimate("none", optimizer, replace(case, hyper=hyper)).outer_loss
+
+    units = torch.eye(case.hyper.numel(), dtype=torch.float64) * width
+    return torch.stack([(outer(case.hyper + unit) - outer(case.hyper - unit)) / (2 * width) for unit in units])
 
 
 def _randn(*shape: int, seed: int, scale: float = 1.0) -> Tensor:

@@ -1,8 +1,10 @@
 """Settings shared by all tests."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -12,3 +14,9 @@ torch.set_num_threads(1)
 # how long an example takes says more of the machine's load than of the code
 settings.register_profile("bilevel", deadline=None)
 settings.load_profile("bilevel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run Snakemake first, as they take minutes: otherwise one worker is left with them in the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("pipeline"))
+    items.sort(key=lambda item: -slow[item.path])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -130,7 +131,7 @@ class Reference:
     def a(self, t: int, at: Tensor | None = None) -> Tensor:
         """∂s_t/∂s_{t−1}, t = 1 … T."""
         if at is not None:
-            return jacobian(lambda s: self.step(t, s, self.case.hyper), at)
+            return jacobian(lambda s: self.step(t, s, self.case.hyper), at, vectorize=True)
         if t not in self._a:
             self._a[t] = self.a(t, self.states[t - 1])
         return self._a[t]
@@ -138,7 +139,7 @@ class Reference:
     def b(self, t: int, at: Tensor | None = None) -> Tensor:
         """∂s_t/∂λ."""
         if at is not None:
-            return jacobian(lambda h: self.step(t, at, h), self.case.hyper)
+            return jacobian(lambda h: self.step(t, at, h), self.case.hyper, vectorize=True)
         if t not in self._b:
             self._b[t] = self.b(t, self.states[t - 1])
         return self._b[t]
@@ -148,6 +149,16 @@ class Reference:
             return self.case.problem.outer_loss(state[: self.size], self.case.hyper, self.case.outer_batch)
 
         return jacobian(loss, self.states[t])
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """`outer` at the case's own hyperparameters."""
+        return self.outer(self.case.hyper)
+
+    @cached_property
+    def total(self) -> Tensor:
+        """Its whole derivative by them."""
+        return jacobian(self.outer, self.case.hyper)
 
     def direct(self) -> Tensor:
         w = self.states[-1][: self.size]
@@ -175,7 +186,7 @@ def reverse(ref: Reference, first: int, point: Callable[[int], Tensor | None]) -
 
 
 def unrolled(ref: Reference) -> Tensor:
-    return jacobian(ref.outer, ref.case.hyper)
+    return ref.total
 
 
 def checkpointed(ref: Reference, **_: Any) -> Tensor:

@@ -13,10 +13,9 @@ from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
 
 from bilevel.columns import COLUMNS
 from bilevel.plots.cells import ALONE, COMMON, ONLY, PARTLY, RADIUS, SIZE, Kind, cells
-from bilevel.plots.lettering import text_width
 from bilevel.plots.look import Look
 from bilevel.plots.operations import name_of
-from bilevel.plots.sheet import Sheet
+from bilevel.plots.sheet import Sheet, text_width
 from bilevel.plots.svg import parse
 from bilevel.report.decks import Method, Study
 

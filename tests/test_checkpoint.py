@@ -156,6 +156,21 @@ def test_a_stage_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     assert opened(tmp_path / "file").root.kept("stage", stage) == 2
 
 
+def test_steps_go_on_from_the_last_one_that_was_made(tmp_path: Path) -> None:
+    def steps(breaks_at: int) -> tuple[list[int], list[float]]:
+        state, made = torch.ones(2), list[int]()
+        for step in opened(tmp_path / "file").root.steps(state, 4):
+            if step == breaks_at:
+                break
+            state.mul_(3).add_(step)
+            made.append(step)
+        return made, state.tolist()
+
+    assert steps(breaks_at=3) == ([0, 1, 2], [32, 32])
+    assert steps(breaks_at=9) == ([3], [99, 99])
+    assert steps(breaks_at=9) == ([], [99, 99])
+
+
 def test_nothing_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for place in (NOWHERE, CheckpointFile(None, IDENTITY, 0.0).root):

@@ -9,9 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
-import yaml
 from made_images import blobs
-from snakemake.utils import update_config
 from test_runs import Watched
 
 from bilevel import config
@@ -49,9 +47,7 @@ class Case(NamedTuple):
 
 @cache
 def smoke() -> config.Config:
-    values: dict[str, Any] = {}
-    for path in ("config.yaml", "workflow/presets/smoke.yaml"):
-        update_config(values, yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
+    values = config.layered([ROOT / "config.yaml", ROOT / "workflow/presets/smoke.yaml"])
     for task, other in ELSEWHERE.items():
         study = next(study for study in values["studies"].values() if study["task"] == other)
         values["studies"][task] = {**study, "task": task}

@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import CASES, OPTIMIZERS, Case
+from cases import CASES, OPTIMIZERS, estimate
 
 import bilevel
 from bilevel.errors import FileError
@@ -34,17 +35,6 @@ def label(value: Any) -> str | None:
     if isinstance(value, tuple):
         return "-".join([value[0], *(f"{v}" for v in value[1].values())])
     return getattr(value, "__name__", None)
-
-
-def estimate(name: str, optimizer: Any, case: Case, batches: Sequence[Any] | None = None, **chosen: Any) -> Estimate:
-    return bilevel.hypergradients.create(name, **chosen)(
-        case.problem,
-        optimizer,
-        optimizer.init(case.params),
-        case.hyper,
-        case.batches if batches is None else batches,
-        case.outer_batch,
-    )
 
 
 def assert_same(found: Estimate, expected: Estimate) -> None:
@@ -131,7 +121,7 @@ def test_batches_are_made_when_asked_for(method: tuple[str, dict[str, Any]], see
                 raise IndexError(index)
             return case.batches[index].clone()
 
-    assert_same(estimate(name, inner, case, Lazy(), **chosen), estimate("unrolled", inner, case))
+    assert_same(estimate(name, inner, replace(case, batches=Lazy()), **chosen), estimate("unrolled", inner, case))
 
 
 def test_a_tape_on_disk_holds_any_type_and_leaves_no_file(tmp_path: Path) -> None:
@@ -157,7 +147,7 @@ def test_nothing_is_left_after_an_exception(tmp_path: Path) -> None:
             return case.batches[index]
 
     with pytest.raises(RuntimeError, match="no batch"):
-        estimate("unrolled", inner, case, Failing([None] * 5), store="disk", folder=str(tmp_path))
+        estimate("unrolled", inner, replace(case, batches=Failing([None] * 5)), store="disk", folder=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     assert open_files_in(tmp_path) == 0
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from test_pipeline import SMOKE, Tree
+from tree import ROOT, SMOKE, Tree, variables
 
-ROOT = Path(__file__).parent.parent
 PLUGINS = {"slurm": "slurm", "lsf": "lsf", "kubernetes": "cluster_generic"}
 FOR_KUBERNETES = {"BILEVEL_IMAGE": "python:3.11", "BILEVEL_CLAIM": "work", "BILEVEL_MOUNT": "/work"}
 
@@ -159,14 +158,13 @@ def test_a_job_of_kubernetes_without_an_image_is_refused_with_the_reason(tmp_pat
 def test_a_run_through_the_profile_for_kubernetes(tmp_path: Path) -> None:
     need_plugin("kubernetes")
     environment = with_kubectl(tmp_path / "kubectl")
-    (tmp_path / "tree").mkdir()
     tree = Tree(tmp_path / "tree")
     command = "--workflow-profile profiles/kubernetes --seconds-between-status-checks 1"
     runs = [f"results/runs/bias_quadratic/{method}/0-1/record.json" for method in ("exact", "t1_t2")]
     answer = subprocess.run(
         [sys.executable, "-m", "snakemake", *command.split(), *SMOKE, "--", *runs],
         cwd=tree.folder,
-        env={**environment, "PYTHONPATH": str(tree.folder / "src")},
+        env=variables(tree.folder, environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -31,11 +31,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", ["smoke", "full"])
 def test_presets_are_valid(preset: str) -> None:
-    from snakemake.utils import update_config
-
-    values = copy.deepcopy(DEFAULT)
-    update_config(values, yaml.safe_load((ROOT / f"workflow/presets/{preset}.yaml").read_text(encoding="utf-8")))
-    config.check(config.read(values))
+    config.check(config.read(config.layered([ROOT / "config.yaml", ROOT / f"workflow/presets/{preset}.yaml"])))
 
 
 def test_default_is_valid_and_names_every_run_once() -> None:

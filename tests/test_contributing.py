@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tree import ROOT, copy_to, variables
 
-ROOT = Path(__file__).parent.parent
-PARTS = ("Snakefile", "config.yaml", "pyproject.toml", "workflow", "profiles", "src", "report", "envs", "tests")
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.pipeline
@@ -62,11 +59,7 @@ def sections() -> dict[str, str]:
 class Copy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for part in PARTS:
-            if (ROOT / part).is_dir():
-                shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / part, folder / part)
+        copy_to(folder, "pyproject.toml", "tests")
 
     def follow(self, step: Step) -> str:
         if step.verb == "Run":
@@ -89,14 +82,10 @@ class Copy:
         return ""
 
     def run(self, commands: str) -> str:
-        paths = {
-            "PYTHONPATH": str(self.folder / "src"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
         answer = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", commands],
             cwd=self.folder,
-            env={**os.environ, **paths},
+            env=variables(self.folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

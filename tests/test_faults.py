@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_pipeline import PARTS, ROOT
+from tree import copy_to, variables
 
 from bilevel import cli, config
 from bilevel.files import replacing
@@ -232,22 +232,18 @@ class Pipeline:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for part in PARTS:
-            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-            copy(ROOT / part, folder / part)
+        copy_to(folder)
         (folder / "config.yaml").write_text(yaml.safe_dump(VALUES))
         (folder / "faults").mkdir()
         (folder / "faults" / "sitecustomize.py").write_text(FAULTS)
 
     def start(self, *arguments: str, fault: str = "") -> subprocess.Popen[str]:
-        paths = {
-            "PYTHONPATH": f"{self.folder / 'faults'}:{self.folder / 'src'}",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
+        given = variables(self.folder)
+        given |= {"PYTHONPATH": f"{self.folder / 'faults'}:{given['PYTHONPATH']}", "FAULT": fault}
         return subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "1", *(arguments or (self.target,))],
             cwd=self.folder,
-            env={**os.environ, **paths, "FAULT": fault},
+            env=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -316,7 +312,7 @@ def test_a_second_pipeline_in_the_folder_stops_and_the_first_goes_on(pipeline: P
         assert pipeline.runs() == {"drmad"}
     finally:
         os.killpg(first.pid, signal.SIGINT)  # Ctrl-C
-        first.communicate(timeout=60)
+        first.communicate(timeout=300)
     assert first.returncode != 0
     pipeline.finish()  # the lock went with it
     assert pipeline.table == before

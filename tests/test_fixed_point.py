@@ -18,6 +18,7 @@ from bilevel.fixed_point import (
     OutOfRangeWarning,
     RemainderBuffer,
     Workspace,
+    _floor_divide,
     nearest_ratio,
     rational,
 )
@@ -136,6 +137,45 @@ def test_factors_may_differ_by_value_and_step(factors: list[list[float]], seed: 
     assert buffer.empty
 
 
+@given(
+    factor=FACTORS | ANY_FACTOR,
+    values=st.lists(st.integers(-(2**52) + 1, 2**52 - 1) | st.integers(-(2**30), 2**30), min_size=1, max_size=8),
+    steps=st.integers(1, 40),
+    slack=st.sampled_from([0, 1, 2**40, 2**55]),
+)
+@settings(max_examples=200, deadline=None)
+def test_float64_and_int64_bounded_or_looked_at_give_the_same(
+    factor: Fraction, values: list[int], steps: int, slack: int
+) -> None:
+    """A bound decides how products are computed, not what they are."""
+    integers, floats = numbers(*values), numbers(*values).double()
+    buffers = RemainderBuffer(integers), RemainderBuffer(floats)
+    bound = float(max(abs(value) for value in values) + slack)
+    for _ in range(steps):
+        buffers[0].multiply_(integers, factor)
+        buffers[1].multiply_(floats, factor, bound)
+        assert torch.equal(integers, floats.long())
+        bound += 1
+    for _ in range(steps):
+        buffers[0].divide_(integers, factor, bound)
+        buffers[1].divide_(floats, factor)
+        assert torch.equal(integers, floats.long())
+    assert integers.tolist() == [values]
+    assert all(buffer.empty for buffer in buffers)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 10, 1000, 9999, 10_000, 2**20])
+def test_floor_division_up_to_its_limit(d: int) -> None:
+    """Next to multiples of d, where it could go wrong, against Python's integers."""
+    ends = [2**50 // d - 3, 2**49 // d + 1, 12_345, 0]
+    chosen = [sign * q * d + r for q in ends for r in (-1, 0, 1, d - 1) for sign in (-1, 1)]
+    chosen = [x for x in chosen if abs(x) < 2**50]
+    divided = torch.tensor([chosen * 5], dtype=torch.float64)  # enough for vectors and for what is left of them
+    for divisor in (d, torch.full_like(divided, d)):
+        found = _floor_divide(divided, divisor, torch.empty_like(divided))
+        assert found[0].tolist() == [x // d for x in chosen * 5]
+
+
 def test_nearest_ratio() -> None:
     found = nearest_ratio(torch.tensor([0.5, 0.9, 1e-9, 1.0], dtype=torch.float64))
     assert found.numerator.tolist() == [2**19, round(0.9 * 2**20), 2**10, 2**20 - 1]
@@ -226,6 +266,33 @@ def test_additions_are_rounded_to_the_resolution_and_undone(
         number.undo_add_(increment.view(1), -1)
     assert torch.equal(number.integers, before)
     assert number.equal(chosen[:1])
+
+
+@given(
+    increments=st.lists(st.floats(-6e4, 6e4), min_size=1, max_size=40),
+    factor=FACTORS,
+    bits=st.sampled_from([30, 38, 44]),
+)
+@settings(max_examples=100, deadline=None)
+def test_numbers_leave_the_exact_range_of_float64_and_come_back(
+    increments: list[float], factor: Fraction, bits: int
+) -> None:
+    """Below 2^52 and above, the same whole numbers as by Python's integers."""
+    start = torch.zeros(1, 1, dtype=torch.float64)
+    number, buffer, plain = FixedPoint(start, bits, "velocity"), RemainderBuffer(start), PlainBuffer(factor)
+    expected, history = 0, []
+    for increment in increments:
+        history.append(expected)
+        expected = plain.multiply(expected) + round(increment * 2**bits)
+        number.scale_(factor, buffer)
+        number.add_(torch.tensor([[increment]], dtype=torch.float64))
+        assert number.integers.item() == expected
+    for increment in reversed(increments):
+        number.undo_add_(torch.tensor([[increment]], dtype=torch.float64))
+        number.undo_scale_(factor, buffer)
+        assert number.integers.item() == history.pop()
+    assert number.equal(start)
+    assert buffer.empty
 
 
 def test_squares_that_are_not_zero_stay_so() -> None:

@@ -6,7 +6,6 @@ import ast
 import copy
 import datetime
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,13 +20,12 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from test_pipeline import Tree
+from tree import ROOT, Tree, variables
 
 from bilevel import config, plain_yaml
 from bilevel.report import render
 from bilevel.settings import SettingsError
 
-ROOT = Path(__file__).parent.parent
 DEFAULT = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
 
 # configurations
@@ -204,7 +202,7 @@ def test_a_hostile_preset_stops_snakemake_without_a_traceback(preset: str, messa
     answer = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--configfile", "preset.yaml"],
         cwd=tree.folder,
-        env={**os.environ, "PYTHONPATH": str(tree.folder / "src")},
+        env=variables(tree.folder),
         capture_output=True,
         text=True,
         check=False,

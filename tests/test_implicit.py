@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import cases
 import pytest
 import reference
 import torch
@@ -24,9 +25,7 @@ SAME = {"rtol": 1e-9, "atol": 1e-12}
 
 
 def estimate(name: str, case: Case, optimizer: Any = SGD, **chosen: Any) -> bilevel.hypergradients.Estimate:
-    return bilevel.hypergradients.create(name, **chosen)(
-        case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
-    )
+    return cases.estimate(name, optimizer, case, **chosen)
 
 
 def at_minimum(seed: int) -> tuple[Case, Tensor]:

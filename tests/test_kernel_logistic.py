@@ -479,7 +479,7 @@ def test_points_are_those_of_the_smallest_seed() -> None:
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_the_search_for_lambda_ends_where_a_dense_grid_does(kernel: str) -> None:
     """Seeds 0 and 7 are those in which the hypergradient at λ = 0.01 leads to a constant decision function."""
-    chosen = task(kernel, [0, 2, 7], train_size=200, validation_size=200, outer_steps=100)
+    chosen = task(kernel, [0, 2, 7], train_size=200, validation_size=200, outer_steps=30)
     found = run(chosen).summary["validation_cross_entropy"]
     state, hyper = chosen.start()
     losses = []

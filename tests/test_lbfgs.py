@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from cases import CASES, FIRST, SCHEDULE, SEEDS, Case
+from cases import CASES, FIRST, SCHEDULE, SEEDS, Case, central_difference, estimate
 from descents import DescentRun, dense_inverse
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,12 +31,6 @@ OPTIMIZERS = {
 }
 STEPS = 6
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
-
-
-def estimate(method: str, optimizer: Any, case: Case, **chosen: Any) -> bilevel.hypergradients.Estimate:
-    return bilevel.hypergradients.create(method, **chosen)(
-        case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
-    )
 
 
 def full_batch(make: Any, steps: int) -> Case:
@@ -104,16 +98,8 @@ def test_jacobians_of_a_step(make: Any, name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("make", CASES[:3], ids=lambda make: make.__name__)
 def test_unrolled_agrees_with_central_differences(make: Any, name: str) -> None:
-    case, optimizer, width = make(4).seed(1), OPTIMIZERS[name], 1e-6
-
-    def outer(hyper: Tensor) -> Tensor:
-        moved = bilevel.hypergradients.create("none")(
-            case.problem, optimizer, optimizer.init(case.params), hyper, case.batches, case.outer_batch
-        )
-        return moved.outer_loss
-
-    units = torch.eye(case.hyper.numel(), dtype=torch.float64) * width
-    numeric = torch.stack([(outer(case.hyper + unit) - outer(case.hyper - unit)) / (2 * width) for unit in units])
+    case, optimizer = make(4).seed(1), OPTIMIZERS[name]
+    numeric = central_difference(optimizer, case)
     torch.testing.assert_close(estimate("unrolled", optimizer, case).hypergradient, numeric, rtol=1e-4, atol=1e-6)
 
 

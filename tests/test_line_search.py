@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CASES, FIRST, SCHEDULE, SEEDS, Case
+from cases import CASES, FIRST, SCHEDULE, SEEDS, central_difference, estimate
 from descents import DescentRun
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,12 +30,6 @@ STEPS = 5
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 
-def estimate(method: str, optimizer: Any, case: Case, **chosen: Any) -> bilevel.hypergradients.Estimate:
-    return bilevel.hypergradients.create(method, **chosen)(
-        case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
-    )
-
-
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_hypergradients_are_those_of_the_run_as_it_was_decided(make: Any, policy: str) -> None:
@@ -53,16 +47,8 @@ def test_hypergradients_are_those_of_the_run_as_it_was_decided(make: Any, policy
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("make", CASES[:3], ids=lambda make: make.__name__)
 def test_unrolled_agrees_with_central_differences(make: Any, policy: str) -> None:
-    case, optimizer, width = make(STEPS).seed(1), GradientDescent(POLICIES[policy]), 1e-6
-
-    def outer(hyper: Tensor) -> Tensor:
-        moved = bilevel.hypergradients.create("none")(
-            case.problem, optimizer, optimizer.init(case.params), hyper, case.batches, case.outer_batch
-        )
-        return moved.outer_loss
-
-    units = torch.eye(case.hyper.numel(), dtype=torch.float64) * width
-    numeric = torch.stack([(outer(case.hyper + unit) - outer(case.hyper - unit)) / (2 * width) for unit in units])
+    case, optimizer = make(STEPS).seed(1), GradientDescent(POLICIES[policy])
+    numeric = central_difference(optimizer, case)
     torch.testing.assert_close(estimate("unrolled", optimizer, case).hypergradient, numeric, rtol=1e-5, atol=1e-7)
 
 

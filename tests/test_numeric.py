@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from analytic import analytic
-from cases import CASES, OPTIMIZERS, Case
+from cases import CASES, OPTIMIZERS, estimate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,12 +18,6 @@ from bilevel.derivatives import Derivatives, PushForward
 from bilevel.optimizers import Optimizer
 
 QUADRATIC, SAMPLE_WEIGHTS, MLP = CASES[0], CASES[1], CASES[2]
-
-
-def estimate(name: str, optimizer: Optimizer, case: Case, **chosen: Any) -> bilevel.hypergradients.Estimate:
-    return bilevel.hypergradients.create(name, **chosen)(
-        case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
-    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov_learned", "adam", "adam_learned"])

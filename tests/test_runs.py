@@ -17,8 +17,7 @@ from bilevel.outer import Adam
 from bilevel.penalties import L2
 from bilevel.problem import Batch, Problem
 from bilevel.results import Metrics, Result
-from bilevel.runs import greedy, honest, solve
-from bilevel.tasks.base import HonestLoop
+from bilevel.runs import HonestLoop, greedy, honest, solve
 from bilevel.trajectory import LocallyLinear
 
 SIZE = 4

@@ -14,10 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from bilevel.columns import COLUMNS
-from bilevel.plots.lettering import text_width
 from bilevel.plots.look import Look
 from bilevel.plots.scatter import INSIDE, LINE, SIZE, scatter
-from bilevel.plots.sheet import Sheet
+from bilevel.plots.sheet import Sheet, text_width
 from bilevel.report.decks import Method, Study
 from bilevel.statistics import mean_interval
 

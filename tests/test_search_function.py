@@ -15,8 +15,9 @@ from bilevel.search import grid, random
 from bilevel.settings import SettingsError
 from bilevel.tasks import create_method, task_class
 from bilevel.tasks.search_function import SearchFunction
-from bilevel.tasks.search_function.base import best_so_far, first_points
+from bilevel.tasks.search_function.base import best_so_far
 from bilevel.tasks.search_function.functions import Functions, draw
+from bilevel.tasks.search_function.random import first_points
 
 SEEDS = [0, 3]
 ALL = ["grid", "random", "sobol", "tpe", "gaussian_process", "gradient"]

@@ -17,7 +17,7 @@ from bilevel.models import perceptron
 from bilevel.results import Result
 from bilevel.settings import SettingsError
 from bilevel.tasks import create_method, task_class
-from bilevel.tasks.search_function.base import first_points
+from bilevel.tasks.search_function.random import first_points
 from bilevel.tasks.search_network import Evaluations, SearchNetwork, _at_end, group_sizes
 
 SIZE = 3322

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 from slurm.cluster import Cluster, missing
-from snakemake.utils import update_config
-from test_pipeline import SMOKE, Tree
+from tree import SMOKE, Tree, variables
+
+from bilevel import config
 
 pytest.importorskip("snakemake_executor_plugin_slurm", reason="the plugin is not installed; `make cluster` adds it")
 pytestmark = pytest.mark.slurm
@@ -45,9 +46,7 @@ class Workflow(Tree):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        values: dict[str, Any] = {}
-        for path in ("config.yaml", SMOKE[1]):
-            update_config(values, yaml.safe_load((folder / path).read_text(encoding="utf-8")))
+        values = config.layered([folder / "config.yaml", folder / SMOKE[1]])
         values["studies"] = {name: values["studies"][name] for name in STUDIES}
         for name, methods in STUDIES.items():
             study = values["studies"][name]
@@ -59,15 +58,13 @@ class Workflow(Tree):
         assert option in rule.read_text(encoding="utf-8")
         rule.write_text(rule.read_text(encoding="utf-8").replace(option, f"{option} --checkpoint-seconds 1"))
 
-    def start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, given: Mapping[str, str] = os.environ) -> subprocess.Popen[bytes]:
         """Snakemake, with its output in `output`."""
-        given = environment or dict(os.environ)
-        paths = {"PYTHONPATH": str(self.folder / "src"), "PATH": f"{Path(sys.executable).parent}:{given['PATH']}"}
         with (self.folder / "output").open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "snakemake", *arguments],
                 cwd=self.folder,
-                env={**given, **paths},
+                env=variables(self.folder, given),
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -78,7 +75,7 @@ class Workflow(Tree):
             *("--workflow-profile", "profiles/slurm"),
             *("--slurm-init-seconds-before-status-checks", "2", "--seconds-between-status-checks", "2"),
             *arguments,
-            environment=cluster.environment,
+            given=cluster.environment,
         )
 
     def output(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from cases import CASES, FIRST, SCHEDULE, SEEDS, Case
+from cases import CASES, FIRST, SCHEDULE, SEEDS, Case, estimate
 from descents import DescentRun
 from pydantic import ValidationError
 from torch import Tensor
@@ -37,12 +37,6 @@ WRAPPED: dict[str, Optimizer] = {
     "lbfgs": LBFGS(StrongWolfe(), memory=3),
 }
 STEPS = 7
-
-
-def estimate(method: str, optimizer: Any, case: Case, **chosen: Any) -> bilevel.hypergradients.Estimate:
-    return bilevel.hypergradients.create(method, **chosen)(
-        case.problem, optimizer, optimizer.init(case.params), case.hyper, case.batches, case.outer_batch
-    )
 
 
 def trajectory(case: Case, wrapped: Optimizer) -> list[Tensor]:

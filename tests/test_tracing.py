@@ -9,10 +9,12 @@ import pytest
 import torch
 from cases import CASES, OPTIMIZERS, SEEDS
 from test_hypergradients import METHODS, estimate, label
+from torch import Tensor
+from torch.nn.functional import linear
 
 import bilevel
 from bilevel.derivatives import Derivatives, Replayed
-from bilevel.tracing import Unrecordable
+from bilevel.tracing import Unrecordable, _made
 
 
 def recorded(case: Any) -> Any:
@@ -67,6 +69,62 @@ def test_products_that_share_what_the_gradient_computed_are_the_same_as_those_th
         found.append(to)
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
     assert derivatives.kept_bytes(case.params, case.batches[0])
+
+
+def network(params: Tensor, hyper: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Layers, a concatenation of overlapping parts, and weights used more than once: sums of many kinds."""
+    first, second, bias = params[:30].view(5, 6), params[30:78].view(12, 4), params[78:]
+    hidden = torch.tanh(batch[0] @ first + hyper.sum() * (batch[0] @ first.square()))
+    pairs = torch.cat([hidden, hidden[:, 1:4], hidden[:, 3:]], dim=1)
+    values = torch.tanh(pairs @ second + bias) + hidden[:, :4] * bias
+    return (values - batch[1]).square().mean() + (linear(values, second[:4]) * hyper[0]).pow(3).sum()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_sums_and_products_in_one_operation_are_the_same(seeds: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(seeds, *shape, generator=draws, dtype=torch.float64)
+
+    params, hyper, batch, vector = draw(82), draw(2), (draw(7, 5), draw(7, 4)), draw(82)
+    problem, found = bilevel.Problem(network, network), []
+    for each in (problem, bilevel.traced(problem)):
+        derivatives = Derivatives(each, hyper)
+        inner = derivatives.linearize(params, batch)
+        assert isinstance(inner, Replayed) == (each is not problem)
+        to = torch.ones_like(params), torch.ones_like(hyper)
+        inner.add_products(vector, *to)  # before the gradient is asked for, and after
+        found.append((inner.gradient, *to, derivatives.repeatable_gradient(params, batch)))
+        inner.add_products(vector, *to)
+    for expected, replayed in zip(*found, strict=True):
+        torch.testing.assert_close(replayed, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_what_is_made_one_operation() -> None:
+    draws = torch.Generator().manual_seed(0)
+    a, b, c, d, e = (torch.randn(4, 4, generator=draws, dtype=torch.float64) for _ in range(5))
+    padded = torch.ops.aten.slice_backward
+
+    def function(w: Tensor, h: Tensor, *rest: Tensor) -> list[Tensor]:
+        x, y, z = rest
+        parts = padded(x[:, 1:], (4, 6), 1, 3, 9, 1) + padded(y[:, :2], (4, 6), 1, 0, 2, 1)
+        return [
+            w @ h + x * y,  # a product that is added
+            (w @ x).t() + (h @ y).t() + z.t(),
+            parts + padded(z[:, 1:2], (4, 6), 1, 2, 3, 1),  # next to each other
+            padded(x[:, 1:], (4, 6), 1, 2, 5, 1) + padded(y, (4, 6), 1, 0, 4, 1),  # one upon the other
+            padded(x[:, 1:], (4, 6), 1, 3, 6, 1) + padded(y[:, 2:], (4, 6), 1, 0, 3, 2),  # with gaps
+        ]
+
+    module = _made(function, [a, b, c, d, e])
+    for found, expected in zip(module(a, b, c, d, e), function(a, b, c, d, e), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-15)
+        assert found.is_contiguous() == expected.is_contiguous()
+    targets = [node.target for node in module.graph.nodes]
+    aten = torch.ops.aten
+    assert [targets.count(op.default) for op in (aten.addmm, aten.addcmul, aten.cat)] == [1, 1, 1]
+    assert targets.count(aten.add.Tensor) == 3  # z to the sum of products, and the two that do not fit
 
 
 def test_a_recording_is_made_once_for_each_shape() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,19 @@ class Checkpoint:
         if self._file is not None:
             self._found["state"] = state
             self._file.offer()
+
+    def steps(self, state: Tensor, count: int) -> Iterator[int]:
+        """Numbers of those of `count` steps that are still to be made, each of which changes `state` in place.
+
+        `state` is all that is kept, after each step; it first becomes what it was before an interruption.
+        """
+        done = 0
+        if (found := self.found) is not None:
+            done = found["steps"]
+            state.copy_(found["state"])
+        for step in range(done, count):
+            yield step
+            self.keep({"steps": step + 1, "state": state})
 
     def part(self, name: str) -> Checkpoint:
         """The place of a part of this work, always the same for a name."""

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bilevel import plain_yaml
 from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
-from bilevel.settings import SettingsError, explain
+from bilevel.settings import Count, SettingsError, explain
 
 MAX_SEED = 2**31 - 1
 MAX_SEEDS = 100_000
@@ -69,7 +69,7 @@ class Compute(_Strict):
     """
 
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    threads: Annotated[int, Field(ge=1)] = 1
+    threads: Count = 1
 
 
 class Method(BaseModel):
@@ -127,8 +127,8 @@ class Study(_Strict):
     task: str
     data: DataName | None = None
     teacher: Name | None = None
-    seeds: Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
-    seeds_per_job: Annotated[int, Field(ge=1)] = 1
+    seeds: Count | Annotated[list[Seed], Field(min_length=1)] = Field(union_mode="left_to_right")
+    seeds_per_job: Count = 1
     settings: dict[str, Any] = {}
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
 

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class FileError(UserError):
     """A file cannot be written."""
+
+
+class DataError(UserError):
+    """Data is missing or is not what it should be; the message says what to do."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from fractions import Fraction
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 RANGE_BITS = 62  # integers stay below 2^62, so that the sum of two is still an int64
+EXACT = 2.0**52  # below it float64 holds integers, and the sum of two, exactly
 LARGEST_DENOMINATOR = 10_000
 BUFFER_LIMIT = 2**50  # integers below it are exact in float64, and `_floor_divide` of them is too
 BLOCK_BITS = 16
@@ -68,15 +70,19 @@ class Workspace:
     other seeds go on.
 
     values: (S, ...), of the shape and the floating-point type of the numbers.
-    lost: the lost seeds, (S,); None while there are none.
+    floats: of that type. rest, quotient: float64. lost: the lost seeds, (S,); None while there are none.
     """
 
     def __init__(self, values: Tensor) -> None:
         # fresh tensors of this size are mapped and unmapped by the system each time, which costs more than to use them
-        self.integers = torch.empty_like(values, dtype=torch.int64)
         self.floats = torch.empty_like(values), torch.empty_like(values)
-        self.rough, self.rest, self.quotient = (torch.empty_like(values, dtype=torch.float64) for _ in range(3))
+        self.rest, self.quotient = (torch.empty_like(values, dtype=torch.float64) for _ in range(2))
         self.lost: Tensor | None = None
+
+    @cached_property
+    def integers(self) -> Tensor:
+        """int64, for numbers that are not exact in float64."""
+        return torch.empty_like(self.rest, dtype=torch.int64)
 
     def lose(self, seeds: Tensor) -> None:
         """Mark these seeds, (S,)."""
@@ -90,10 +96,11 @@ class Workspace:
 
 
 class FixedPoint:
-    """Numbers k / 2^D with integers k, |k| < 2^62, in an int64 tensor (S, ...).
+    """Numbers k / 2^D with integers k, |k| < 2^62, (S, ...).
 
     Increments are rounded to the nearest k, always in the same way, so that adding and subtracting an increment undo
-    each other. |k| is kept track of by an upper bound, and looked at only when the bound leaves the range.
+    each other. |k| is kept track of by upper bounds, and looked at only where they leave a range; on the way back they
+    are those of the way there. As long as k is below 2^52 it is kept in float64, which is faster than int64.
 
     values: where the numbers start, of the floating-point type in which `value` returns them.
     fraction_bits: D; numbers are multiples of 2^−D, and less than 2^(62 − D).
@@ -116,17 +123,23 @@ class FixedPoint:
     ) -> None:
         self.fraction_bits, self._name, self._setting = fraction_bits, name, setting
         self._work = workspace or Workspace(values)
-        self._type, self._steps, self._bound = values.dtype, 0, 0.0
-        self.integers = torch.zeros_like(values, dtype=torch.int64)
+        self._type, self._steps = values.dtype, 0
+        self._bounds = [0.0]  # of |k| at the start and after each change that has not been undone
+        self._numbers = torch.zeros_like(values, dtype=torch.float64)
         self._add_checked_(values, 1)
+
+    @property
+    def integers(self) -> Tensor:
+        """k, int64 (S, ...), to be read only."""
+        return self._numbers.to(torch.int64)
 
     def value(self) -> Tensor:
         """The numbers in floating point, a new tensor; NaN for a seed that is lost."""
-        return self.write_(torch.empty_like(self.integers, dtype=self._type))
+        return self.write_(torch.empty_like(self._numbers, dtype=self._type))
 
     def write_(self, to: Tensor) -> Tensor:
         """`value` in a tensor that is there."""
-        to.copy_(self.integers).mul_(2.0**-self.fraction_bits)
+        to.copy_(self._numbers).mul_(2.0**-self.fraction_bits)
         return to if self._work.lost is None else to.copy_(self._work.without_lost(to, math.nan))
 
     def add_(self, increment: Tensor, sign: int = 1) -> None:
@@ -137,22 +150,23 @@ class FixedPoint:
     def undo_add_(self, increment: Tensor, sign: int = 1) -> None:
         """What `add_` of the same increment did is undone."""
         self._steps -= 1
-        self._bound = 2.0**RANGE_BITS  # unknown from here on: the next `add_` looks
-        self.integers.sub_(self._work.integers.copy_(self._rounded(increment)), alpha=sign)
+        self._bounds.pop()
+        self._shift_(self._rounded(increment), -sign)
 
     def scale_(self, factor: Factor, buffer: RemainderBuffer) -> None:
         """The numbers are multiplied by the factor; the buffer keeps what is lost."""
-        buffer.multiply_(self.integers, factor)
-        self._bound += 1
+        buffer.multiply_(self._numbers, factor, self._bounds[-1])
+        shrunk = self._bounds[-1] * float(factor) if isinstance(factor, Fraction) else self._bounds[-1]
+        self._bounds.append(shrunk + 2)  # a product is within 1 of the exact one, and `shrunk` is rounded
 
     def undo_scale_(self, factor: Factor, buffer: RemainderBuffer) -> None:
         """What `scale_` by the same factor did is undone."""
-        buffer.divide_(self.integers, factor)
+        buffer.divide_(self._numbers, factor, self._bounds.pop())
 
     def equal(self, values: Tensor) -> bool:
         """Whether the numbers are, bit for bit, those that would start at `values`; lost seeds are not looked at."""
-        difference = self.integers - self._rounded(values).to(torch.int64)
-        return not bool(self._work.without_lost(difference, 0).any())
+        other = self._rounded(values).to(self._numbers.dtype)
+        return torch.equal(self._work.without_lost(self._numbers, 0), other)
 
     def _rounded(self, increment: Tensor) -> Tensor:
         """Whole numbers in floating point, in a tensor that the next call may overwrite; zero for lost seeds."""
@@ -171,13 +185,27 @@ class FixedPoint:
         largest = _largest(scaled)
         if not largest < 2.0**RANGE_BITS:  # NaN too
             scaled = self._lose_(scaled)
-            largest = float(scaled.abs().amax())
-        self.integers.add_(self._work.integers.copy_(scaled), alpha=sign)
-        self._bound += largest
-        if self._bound >= 2.0**RANGE_BITS:
-            self._bound = float(self.integers.abs().amax())
-        if self._bound >= 2.0**RANGE_BITS:
-            self._lose_(self.integers.to(torch.float64))
+            largest = _largest(scaled)
+        self._widen(largest)
+        self._shift_(scaled, sign)
+        self._bounds.append(self._bounds[-1] + largest)
+        if self._bounds[-1] >= 2.0**RANGE_BITS:
+            self._bounds[-1] = _largest(self._numbers)
+        if self._bounds[-1] >= 2.0**RANGE_BITS:
+            self._lose_(self._numbers.to(torch.float64))
+
+    def _widen(self, largest: float) -> None:
+        """Keep the numbers in int64 if float64 might not hold their sum with increments up to `largest`."""
+        if self._numbers.is_floating_point() and self._bounds[-1] + largest >= EXACT:
+            self._bounds[-1] = _largest(self._numbers)
+            if self._bounds[-1] + largest >= EXACT:
+                self._numbers = self.integers
+
+    def _shift_(self, scaled: Tensor, sign: int) -> None:
+        """The numbers += sign · scaled, which are whole numbers in floating point."""
+        work = self._work
+        whole = work.rest if self._numbers.is_floating_point() else work.integers
+        self._numbers.add_(scaled if scaled.dtype == whole.dtype else whole.copy_(scaled), alpha=sign)
 
     def _lose_(self, numbers: Tensor) -> Tensor:
         """Lose the seeds of which one of these numbers is out of range; the others' numbers, zero for lost seeds."""
@@ -186,7 +214,7 @@ class FixedPoint:
             if largest >= 2.0**RANGE_BITS:
                 warnings.warn(self._message(seed, largest / 2.0**self.fraction_bits), OutOfRangeWarning, stacklevel=4)
         self._work.lose(by_seed >= 2.0**RANGE_BITS)
-        self.integers.copy_(self._work.without_lost(self.integers, 0))
+        self._numbers.copy_(self._work.without_lost(self._numbers, 0))
         return self._work.without_lost(numbers, 0.0)
 
     def _message(self, seed: int, value: float) -> str:
@@ -228,8 +256,9 @@ class RemainderBuffer:
     leave 2^50, the low 16 bits of all of them are moved to an int16 block, and they come back at the same step on the
     way back. One block is enough, since d/n is below 2^14.
 
-    Exact: q = k/d is needed roughly only, since (n k + u) div d = n q + (n (k − q d) + u) div d for any integer q; the
-    numbers divided then are below 2^50, where float64 is exact and faster than int64.
+    Exact: (n k + u) div d = k + ((n − d) k + u) div d, and the numbers divided then are below 2^50 as a rule, since n/d
+    is near 1; there float64 is exact, and faster than int64. Where they are not, a multiple q d near k is set aside:
+    the product is n q more than that of k − q d.
 
     Source: Maclaurin et al. 2015, algorithm 3; deck 001.
     """
@@ -251,48 +280,54 @@ class RemainderBuffer:
         """Whether every product has been undone, with nothing left; lost seeds are not looked at."""
         return len(self._bounds) == 1 and not bool(self._work.without_lost(self._digits, 0).any())
 
-    def multiply_(self, integers: Tensor, factor: Factor) -> None:
-        """integers (int64, below 2^62 in magnitude) ← integers · n/d, in place."""
+    def multiply_(self, numbers: Tensor, factor: Factor, bound: float | None = None) -> None:
+        """k ← k · n/d, in place.
+
+        numbers: k, int64 below 2^62 or float64 below 2^52 in magnitude.
+        bound: of their magnitudes; None: they are looked at.
+        """
         n, d = factor.numerator, factor.denominator
         least = n if isinstance(n, int) else int(n.amin())
-        bound = self._bounds[-1]
-        if _following(bound, least, d) >= BUFFER_LIMIT:
+        digits = self._bounds[-1]
+        if _following(digits, least, d) >= BUFFER_LIMIT:
             self._move_out()
-            bound >>= BLOCK_BITS
-        self._exchange_(integers, taken=n, given=d)
-        self._bounds.append(_following(bound, least, d))
+            digits >>= BLOCK_BITS
+        self._exchange_(numbers, n, d, bound)
+        self._bounds.append(_following(digits, least, d))
 
-    def divide_(self, integers: Tensor, factor: Factor) -> None:
+    def divide_(self, numbers: Tensor, factor: Factor, bound: float | None = None) -> None:
         """The last `multiply_` that has not been undone, which was by the same factor, is undone, in place.
 
         Raises ValueError where there is none.
         """
         if len(self._bounds) == 1:
             raise ValueError("no product is left to be undone")
-        self._exchange_(integers, taken=factor.denominator, given=factor.numerator)
+        self._exchange_(numbers, factor.denominator, factor.numerator, bound)
         self._bounds.pop()
         if self._blocks and self._blocks[-1][0] == len(self._bounds):
             self._move_in()
 
-    def _exchange_(self, integers: Tensor, taken: int | Tensor, given: int | Tensor) -> None:
-        """integers ← (taken · integers + u) div given, with u from the buffer and the remainder put into it."""
-        work, mixed = self._work, self._digits
+    def _exchange_(self, numbers: Tensor, taken: int | Tensor, given: int | Tensor, bound: float | None) -> None:
+        """k ← (taken · k + u) div given, with u from the buffer and the remainder put into it."""
+        work, mixed, excess = self._work, self._digits, taken - given
         rest = _floor_divide(mixed, taken, work.rest)
         _add_product_(mixed, rest, taken, -1)
-        whole = work.rough.copy_(integers)
-        small = _largest(whole) * _largest(taken) < BUFFER_LIMIT / 2
-        if small:  # as most numbers are: the product itself is exact
-            _add_product_(mixed, whole, taken)
+        if (_largest(numbers) if bound is None else bound) * _largest(excess) < BUFFER_LIMIT / 2:
+            _add_product_(mixed, numbers, excess)
         else:
-            rough = work.integers.copy_(whole.mul_(1 / given))
-            _add_product_(integers, rough, given, -1)
-            _add_product_(mixed, integers, taken)
+            near = self._near(numbers, given)
+            _add_product_(numbers, near, given, -1)
+            _add_product_(mixed, numbers, excess)
+            _add_product_(numbers, near, taken)
         quotient = _floor_divide(mixed, given, work.quotient)
         _add_product_(mixed, quotient, given, -1)
         _add_product_(mixed, rest, given)
-        integers.copy_(quotient)
-        if not small:
-            _add_product_(integers, rough, taken)
+        numbers.add_(quotient if numbers.is_floating_point() else work.integers.copy_(quotient))
+
+    def _near(self, numbers: Tensor, divisor: int | Tensor) -> Tensor:
+        """Integers near k / divisor, of the type of k."""
+        near = self._work.quotient.copy_(numbers).mul_(1 / divisor).round_()
+        return near if numbers.is_floating_point() else self._work.integers.copy_(near)
 
     def _move_out(self) -> None:
         high = (self._digits * 2.0**-BLOCK_BITS).floor_()
@@ -308,7 +343,7 @@ class RemainderBuffer:
 def _largest(values: int | Tensor) -> float:
     """The largest magnitude."""
     if isinstance(values, int):
-        return values
+        return abs(values)
     low, high = torch.aminmax(values)
     return max(-float(low), float(high))
 
@@ -325,8 +360,12 @@ def _add_product_(to: Tensor, numbers: Tensor, factor: int | Tensor, sign: int =
 
 
 def _floor_divide(numbers: Tensor, divisor: int | Tensor, to: Tensor) -> Tensor:
-    """to = numbers div divisor, exact for whole numbers below 2^50 in magnitude, however the device divides.
+    """to = numbers div divisor, exact for whole numbers below 2^50 in magnitude, however the device rounds.
 
-    (x + ½)/d is at least 1/(2 d) from a whole number, and what rounding adds to it is less than that.
+    (x + ½)/d is at least 1/(2 d) from a whole number. Roundings, of 1/d, ½/d, the product and the sum, add to it at
+    most 3 · 2^−53 · 2^50/d and a little, which is less.
     """
+    if isinstance(divisor, int):  # in two passes
+        half = torch.tensor(0.5 / divisor, dtype=torch.float64)
+        return torch.add(half, numbers, alpha=1 / divisor, out=to).floor_()
     return torch.add(numbers, 0.5, out=to).mul_(1 / divisor).floor_()

@@ -133,15 +133,16 @@ def serve(place: Path, master: int, command: Callable[[list[str]], None]) -> NoR
     except OSError as error:
         raise UserError(f"preload: {place}: no socket can be made there: {error.strerror or error}") from None
     listener.listen(1024)
-    code = _code()  # before the imports, so that an edit meanwhile is seen
+    # before the imports, so that an edit meanwhile is seen, and nothing that these do to the environment
+    code, environment = _code(), _read_at_import(os.environ)
     _import_all()
-    _Server(listener, end, code, command).answer()
+    _Server(listener, end, code, environment, command).answer()
 
 
 def _import_all() -> None:
-    import torch.fx.experimental.symbolic_shapes  # noqa: F401  # torch does so at the first derivative
+    # torch does so when it first records, and needs a part of it at the first derivative
+    import torch._dynamo  # noqa: F401
 
-    import bilevel.cli
     import bilevel.config
     import bilevel.data
     import bilevel.results
@@ -160,9 +161,14 @@ class _Server:
     """What `serve` does once everything is there. Descriptors it waits for: of processes, and of sockets."""
 
     def __init__(
-        self, listener: socket.socket, end: int, code: dict[str, int], command: Callable[[list[str]], None]
+        self,
+        listener: socket.socket,
+        end: int,
+        code: dict[str, int],
+        environment: dict[str, str],
+        command: Callable[[list[str]], None],
     ) -> None:
-        self._listener, self._code, self._command = listener, code, command
+        self._listener, self._code, self._environment, self._command = listener, code, environment, command
         self._callers: dict[int, socket.socket] = {}  # of each fork that has not ended
         self._waiting = selectors.DefaultSelector()
         self._waiting.register(end, selectors.EVENT_READ, self._end)
@@ -182,7 +188,7 @@ class _Server:
         streams: list[int] = []
         try:
             request = _receive(caller, streams)
-            same = request["python"] == _python() and _code() == self._code and _as_here(request["environment"])
+            same = self._is_as_here(request)
             if same and self._fork(caller):
                 _run_and_end(self._command, request, streams)
             if not same:
@@ -191,6 +197,10 @@ class _Server:
             caller.close()
         for stream in streams:
             os.close(stream)
+
+    def _is_as_here(self, request: Mapping[str, Any]) -> bool:
+        environment = _read_at_import(request["environment"])
+        return request["python"] == _python() and environment == self._environment and _code() == self._code
 
     def _fork(self, caller: socket.socket) -> bool:
         """Whether this is the fork."""
@@ -289,10 +299,6 @@ def _python() -> list[str]:
 def _code() -> dict[str, int]:
     """Time of the last change of every module of the package."""
     return {str(path): path.stat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py")}
-
-
-def _as_here(environment: Mapping[str, str]) -> bool:
-    return _read_at_import(environment) == _read_at_import(os.environ)
 
 
 def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:

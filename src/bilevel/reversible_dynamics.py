@@ -201,62 +201,68 @@ class ReversibleChain:
             else:
                 numbers = FixedPoint(values, fraction_bits, average.name, workspace=work)
             self._averages.append(numbers)
-        self._buffers = [RemainderBuffer(self._weights.integers, work) for _ in self._averages]
-        self._rest = state[..., 1 + len(self._averages) :, :].clone()  # the slot of the count, where there is one
-        self._count = self._rest[..., 0, :1] if self._rest.shape[-2] > 0 else None
+        self._buffers = [RemainderBuffer(state[..., 0, :], work) for _ in self._averages]
+        self._numbers = [self._weights, *self._averages]
+        self._state = state.clone(memory_format=torch.contiguous_format)
+        self._stale = set(range(len(self._numbers)))  # slots of `_state` that are not what the numbers are
+        self._count = self._recursion.count(self._state)
 
     @property
     def integers(self) -> list[Tensor]:
-        """The chain's state: parameters and averages as int64 (S, P); not copies."""
-        return [self._weights.integers, *(average.integers for average in self._averages)]
+        """The chain's state: parameters and averages as int64 (S, P), to be read only."""
+        return [numbers.integers for numbers in self._numbers]
 
     @property
     def bits(self) -> int:
         """Bits of side information held at present, a seed."""
-        return self._weights.integers.shape[-1] * sum(buffer.bits for buffer in self._buffers)
+        return self._state.shape[-1] * sum(buffer.bits for buffer in self._buffers)
 
     def params(self) -> Tensor:
         """The parameters, (S, P), a new tensor."""
-        return self._weights.value()
+        return self._read(0).clone()
 
     def state(self) -> Tensor:
         """The optimizer's state, (S, slots, P), a new tensor."""
-        params = self._weights.integers
-        count = 1 + len(self._averages)
-        state = self._rest.new_empty(*params.shape[:-1], count + self._rest.shape[-2], params.shape[-1])
-        for slot, numbers in enumerate([self._weights, *self._averages]):
-            numbers.write_(state[..., slot, :])
-        state[..., count:, :] = self._rest
-        return state
+        return self.borrowed_state().clone()
+
+    def borrowed_state(self) -> Tensor:
+        """`state` in a tensor that changes once the chain moves on."""
+        for slot in range(len(self._numbers)):
+            self._read(slot)
+        return self._state
 
     def advance_(self, params: Tensor, gradient: Tensor) -> None:
         """s_{t−1} becomes s_t; `gradient` (S, P) is that at `params` = w_{t−1}, as `params()` gives it."""
         for average, buffer, factor, increment in self._moves(params, gradient):
             average.scale_(factor, buffer)
             average.add_(increment)
+        self._stale.update(range(1, len(self._numbers)))
         self._weights.add_(self._update(), -1)
         if self._count is not None:
             self._count.add_(1)
+        self._stale.update(range(len(self._numbers)))  # all, since a seed may be lost
 
     def retreat_params_(self) -> None:
         """First half of the way from s_t to s_{t−1}: `params()` is w_{t−1} afterwards."""
         if self._count is not None:
             self._count.sub_(1)
         self._weights.undo_add_(self._update(), -1)
+        self._stale.add(0)
 
     def retreat_averages_(self, params: Tensor, gradient: Tensor) -> None:
         """Second half; `gradient` (S, P) is that at `params` = w_{t−1}."""
         for average, buffer, factor, increment in self._moves(params, gradient):
             average.undo_add_(increment)
             average.undo_scale_(factor, buffer)
+        self._stale.update(range(1, len(self._numbers)))
 
     def is_back_at(self, state: Tensor) -> bool:
         """Whether the chain is, bit for bit, what it was when it started at `state`, with nothing left to be undone."""
-        rest = state[..., -self._rest.shape[-2] :, :] if self._count is not None else self._rest
+        rest = slice(len(self._numbers), None)
         return (
-            all(numbers.equal(state[..., slot, :]) for slot, numbers in enumerate([self._weights, *self._averages]))
+            all(numbers.equal(state[..., slot, :]) for slot, numbers in enumerate(self._numbers))
             and all(buffer.empty for buffer in self._buffers)
-            and torch.equal(rest, self._rest)
+            and torch.equal(self._state[..., rest, :], state[..., rest, :])
         )
 
     def _moves(self, params: Tensor, gradient: Tensor) -> Iterator[tuple[FixedPoint, RemainderBuffer, Factor, Tensor]]:
@@ -267,7 +273,16 @@ class ReversibleChain:
         return zip(self._averages, self._buffers, factors, increments, strict=True)
 
     def _update(self) -> Tensor:
-        return self._recursion.update([average.value() for average in self._averages], self._hyper, self._count)
+        averages = [self._read(slot) for slot in range(1, len(self._numbers))]
+        return self._recursion.update(averages, self._hyper, self._count)
+
+    def _read(self, slot: int) -> Tensor:
+        """Numbers in floating point, (S, P), a view of `_state`, which is brought up to date where it is not."""
+        values = self._state[..., slot, :]
+        if slot in self._stale:
+            self._numbers[slot].write_(values)
+            self._stale.remove(slot)
+        return values
 
 
 def fixed_point_distances(

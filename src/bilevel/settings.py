@@ -1,4 +1,4 @@
-"""Errors in settings, worded for the person who wrote them."""
+"""What settings are made of, and errors in them, worded for the person who wrote them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ _EXPONENT = re.compile(r"^[+-]?\d+(\.\d*)?[eE]\d+$|^[+-]?\d+[eE][+-]?\d+$")
 _PLAIN = re.compile(r"[\w.\-\[\] ]+")
 _LONGEST = 120  # characters of a key or a value that a message shows
 
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+"""Of the dataclasses whose fields are settings: every key known, every value of its own type."""
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

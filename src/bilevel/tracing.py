@@ -2,8 +2,9 @@
 
 For small problems most of the time of a gradient is bookkeeping. Recording runs a loss and its derivatives once, writes
 down the tensor operations (`torch.fx`), leaves out what the result does not need (the gradient itself in a
-Hessian-vector product, what occurs twice), computes what depends on the hyperparameters alone once for all steps, and
-lets the last matrix products write straight into the flat vectors of the caller.
+Hessian-vector product, what occurs twice), makes one operation of a product and the sum that it goes into, computes
+what depends on the hyperparameters alone once for all steps, and lets the last matrix products write straight into the
+flat vectors of the caller.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _VIEWS = {
     operator.getitem,
 }
 _CONSTANTS = {aten.ones_like.default, aten.zeros_like.default, aten.full_like.default}
+_WITH_SUM = {aten.mm.default: aten.addmm.default, aten.mul.Tensor: aten.addcmul.default}
+"""Products, and the operations that add them to something in one go."""
 Node = Any
 """A `torch.fx.Node`, whose arguments are declared as one of twenty types."""
 
@@ -244,7 +247,8 @@ def _describe(module: fx.GraphModule, arguments: list[Tensor]) -> None:
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if isinstance(value, Tensor):
-                n.meta.update(shape=value.shape, bytes=value.numel() * value.element_size(), zero=False)
+                size = value.numel() * value.element_size()
+                n.meta.update(shape=value.shape, dtype=value.dtype, bytes=size, zero=False)
                 if n.target in _CONSTANTS:
                     n.meta.update(value=value, zero=not value.any())
             return value
@@ -260,6 +264,8 @@ def _simplify(module: fx.GraphModule) -> None:
         size = len(graph.nodes)
         _shorten(graph)
         _share(graph, written)
+        if not written:
+            _fuse(graph)
         graph.eliminate_dead_code(_has_effect)
     for node in _nodes(graph):
         if node.target in _CONSTANTS and node not in written:
@@ -314,6 +320,75 @@ def _share(graph: fx.Graph, written: set[Node]) -> None:
             node.replace_all_uses_with(seen[key])
         else:
             seen[key] = node
+
+
+def _fuse(graph: fx.Graph) -> None:
+    """Sums of which one part is a product, or all parts are zero where another is not, become one operation."""
+    for node in _nodes(graph):
+        if not _is_plain_sum(node):
+            continue
+        with graph.inserting_before(node):
+            fused = _joined(graph, node) or _with_product(graph, node) or _transposed_sum(graph, node)
+        if fused is not None:
+            fused.meta.update(node.meta)
+            node.replace_all_uses_with(fused)
+
+
+def _is_plain_sum(node: Node) -> bool:
+    """Whether it is a + b of two tensors of the shape and type of the sum, which is of floating-point numbers."""
+    if node.target is not aten.add.Tensor or node.kwargs or not all(_is_like(part, node) for part in node.args):
+        return False
+    kind = node.meta["dtype"]
+    return bool(kind.is_floating_point or kind.is_complex)
+
+
+def _is_like(part: Any, node: Node) -> bool:
+    return isinstance(part, fx.Node) and all(part.meta.get(name) == node.meta[name] for name in ("shape", "dtype"))
+
+
+def _with_product(graph: fx.Graph, node: Node) -> Node | None:
+    """x + a b, where nothing else uses the product."""
+    for rest, product in (node.args, node.args[::-1]):
+        fused = _WITH_SUM.get(product.target)
+        whole = product.target is not aten.mul.Tensor or all(_is_like(factor, node) for factor in product.args)
+        if fused is not None and whole and not product.kwargs and len(product.users) == 1:
+            return graph.call_function(fused, (rest, *product.args))
+    return None
+
+
+def _transposed_sum(graph: fx.Graph, node: Node) -> Node | None:
+    """aᵀ + bᵀ = (a + b)ᵀ, so that a sum of transposed products can be one of products."""
+    if any(part.target is not aten.t.default or len(part.users) > 1 for part in node.args):
+        return None
+    summed = graph.call_function(aten.add.Tensor, tuple(part.args[0] for part in node.args))
+    summed.meta.update(node.meta, shape=node.meta["shape"][::-1])
+    return graph.call_function(aten.t.default, (summed,))
+
+
+def _joined(graph: fx.Graph, node: Node) -> Node | None:
+    """Parts next to each other, each padded with zeros to the whole: what is left of a `cat` that is differentiated."""
+    parts = _summands(node)
+    if any(part.target is not aten.slice_backward.default for part in parts):
+        return None
+    parts.sort(key=lambda part: part.args[3])
+    sizes, dim = parts[0].args[1:3]
+    ends = [0, *(min(part.args[4], sizes[dim]) for part in parts)]
+    fits = all(
+        part.args[1:3] == (sizes, dim) and (part.args[3], part.args[5]) == (end, 1)
+        for part, end in zip(parts, ends, strict=False)
+    )
+    if not fits or ends[-1] != sizes[dim]:
+        return None
+    joined = graph.call_function(aten.cat.default, ([part.args[0] for part in parts], dim))
+    return graph.call_function(aten.contiguous.default, (joined,))
+
+
+def _summands(node: Node) -> list[Node]:
+    """What a sum is made of, with the parts of parts that nothing else uses."""
+    found = []
+    for part in node.args:
+        found += _summands(part) if _is_plain_sum(part) and len(part.users) == 1 else [part]
+    return found
 
 
 def _frozen(value: Any) -> Any:
@@ -498,30 +573,37 @@ def _pieces(result: Node) -> Iterator[Node]:
 
 
 def _write_piece(graph: fx.Graph, piece: Node, place: Node, accumulate: bool) -> None:
-    product = _product(piece)
-    if product is None:
+    products = _products(piece)
+    if not products:
         graph.call_method("add_" if accumulate else "copy_", (place, piece))
         return
-    left, right = product.args
-    size = product.meta["shape"]
-    if piece.args[0] is not product:  # (a b)ᵀ = bᵀ aᵀ
-        left, right = (graph.call_function(aten.t.default, (factor,)) for factor in (right, left))
-        size = size[::-1]
-    matrix = graph.call_method("view", (place, *size))
-    if accumulate:
-        graph.call_method("addmm_", (matrix, left, right))
-    else:
-        graph.call_function(torch.mm, (left, right), {"out": matrix})
+    transposed = piece.args[0] is not products[-1]
+    size = products[0].meta["shape"]
+    matrix = graph.call_method("view", (place, *(size[::-1] if transposed else size)))
+    for product in products:
+        left, right = product.args[-2:]
+        if transposed:  # (a b)ᵀ = bᵀ aᵀ
+            left, right = (graph.call_function(aten.t.default, (factor,)) for factor in (right, left))
+        if accumulate or product is not products[0]:
+            graph.call_method("addmm_", (matrix, left, right))
+        else:
+            graph.call_function(torch.mm, (left, right), {"out": matrix})
 
 
-def _product(piece: Node) -> Node | None:
-    """The matrix product, transposed or not, that the piece is a flat view of and that nothing else uses."""
+def _products(piece: Node) -> list[Node]:
+    """The matrix products of which the piece is the sum, transposed or not, as a flat view; none where it is not, or
+    where something else uses them."""
     if piece.target is not aten.view.default:
-        return None
+        return []
     matrix = piece.args[0]
-    product = matrix.args[0] if matrix.target is aten.t.default else matrix
-    alone = all(len(node.users) == 1 for node in {piece, matrix, product})
-    return product if alone and product.target is aten.mm.default else None
+    node = matrix.args[0] if matrix.target is aten.t.default else matrix
+    used, found = [piece, matrix, node], [node]
+    while node.target is aten.addmm.default and not node.kwargs:
+        node = node.args[0]
+        used.append(node)
+        found.append(node)
+    alone = all(len(node.users) == 1 for node in used)
+    return found[::-1] if alone and node.target is aten.mm.default else []
 
 
 # --- code
@@ -592,6 +674,17 @@ def _called(node: Node, said: Callable[[Any], str], known: dict[str, Any]) -> st
         return f"{arguments[0]}.{node.target}({', '.join([*arguments[1:], *named])})"
     if node.target is operator.getitem:
         return f"{arguments[0]}[{arguments[1]}]"
+    if _in_place(node):
+        return f"{arguments[0]}.addmm_({', '.join([*arguments[1:], *named])})"
     name = f"operator_{len(known)}"
     known[name] = _METHODS.get(node.target) or getattr(node.target, "_op", node.target)
     return f"{name}({', '.join([*arguments, *named])})"
+
+
+def _in_place(node: Node) -> bool:
+    """Whether what a matrix product is added to is another one that nothing else uses, so that it may be written to."""
+    if node.target is not aten.addmm.default:
+        return False
+    source = node.args[0]
+    fresh = source.target in (aten.mm.default, aten.addmm.default)
+    return fresh and len(source.users) == 1 and source.meta["shape"] == node.meta["shape"]

@@ -55,7 +55,8 @@ SOCKETS = tempfile.TemporaryDirectory(prefix="bilevel-")  # removed with this pr
 
 def preload():
     """Have the jobs of this machine begin as forks of a process that has imported everything; it ends with this one."""
-    os.environ["BILEVEL_PRELOADED"] = f"{SOCKETS.name}/preloaded"
+    socket = f"{SOCKETS.name}/preloaded"
+    os.environ.update(BILEVEL_PRELOADED=socket)  # for the jobs
     log = Path("results/logs/preload.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     libraries = ["OMP", "MKL", "OPENBLAS"]
@@ -63,7 +64,7 @@ def preload():
     command = ["python", "-m", "bilevel", "preload"]
     with log.open("wb") as file:
         subprocess.Popen(
-            [*command, os.environ["BILEVEL_PRELOADED"], "--until", str(os.getpid())],
+            [*command, socket, "--until", str(os.getpid())],
             env={**os.environ, **threads},
             stdout=file,
             stderr=file,

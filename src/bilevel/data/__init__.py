@@ -5,9 +5,9 @@ opens that file and checks it again. Importing this package does not import torc
 """
 
 from bilevel.data.catalog import SPECS
-from bilevel.data.errors import DataError
 from bilevel.data.spec import Digest, ImageDigest, Kind, SplitDigest, TextDigest
 from bilevel.data.store import Corpus, Dataset, Parallel, Split, load, prepare
+from bilevel.errors import DataError
 
 __all__ = [
     "Corpus",

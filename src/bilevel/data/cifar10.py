@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevel.data.errors import DataError
 from bilevel.data.readers import read_content, read_members
 from bilevel.data.spec import Bytes, Decoded
+from bilevel.errors import DataError
 
 ARCHIVE = "cifar-10-binary.tar"
 SPLITS = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}

@@ -13,8 +13,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bilevel.data.errors import DataError
 from bilevel.data.spec import Wheel
+from bilevel.errors import DataError
 from bilevel.files import replacing
 from bilevel.progress import say
 

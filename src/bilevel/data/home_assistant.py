@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bilevel.data.errors import DataError
 from bilevel.data.readers import read_content
 from bilevel.data.spec import Decoded, Wheel, decoded_text
+from bilevel.errors import DataError
 
 _ENGLISH = re.compile(r"(homeassistant/components/[^/]+/translations/(?:\w+\.)?)en\.json")
 

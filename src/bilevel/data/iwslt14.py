@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from bilevel.data.errors import DataError
 from bilevel.data.readers import lines_of, read_lines, read_members
 from bilevel.data.spec import LANGUAGES, Decoded, decoded_text
+from bilevel.errors import DataError
 from bilevel.progress import say
 
 Pairs = list[tuple[str, str]]  # (English, German)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bilevel.data.errors import DataError
 from bilevel.data.spec import Bytes, Decoded
+from bilevel.errors import DataError
 
 IMAGES_MAGIC = 2051  # unsigned bytes (8) in three dimensions
 LABELS_MAGIC = 2049  # unsigned bytes (8) in one dimension

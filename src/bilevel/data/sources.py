@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bilevel.data.catalog import SPECS
 from bilevel.data.download import fetch, fetch_wheel, has_md5, has_sha256
-from bilevel.data.errors import DataError
 from bilevel.data.spec import Decoded, Spec
+from bilevel.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from bilevel.data.catalog import SPECS
-from bilevel.data.errors import DataError
 from bilevel.data.sources import Search, find
 from bilevel.data.spec import Bytes, Digest, Spec, decode_lines
+from bilevel.errors import DataError
 from bilevel.files import replacing
 
 if TYPE_CHECKING:

@@ -9,16 +9,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
 from bilevel.cost import Cost
 from bilevel.derivatives import Derivatives, OuterGradient
-from bilevel.optimizers import LinearStep, Optimizer
+from bilevel.optimizers import GradientOptimizer, LinearStep, Optimizer
 from bilevel.problem import Batch, Problem, map_batch
+from bilevel.settings import STRICT as STRICT
 from bilevel.settings import Configurable
-
-STRICT = ConfigDict(strict=True, extra="forbid")
 
 
 class Estimate(NamedTuple):
@@ -178,3 +176,13 @@ def _check_shapes(optimizer: Optimizer, state: Tensor, hyper: Tensor) -> None:
         raise ValueError(
             f"hyper: expected shape {expected} for a state of shape {tuple(state.shape)}, got {tuple(hyper.shape)}"
         )
+
+
+def gradient_optimizer(optimizer: Optimizer, method: str) -> GradientOptimizer:
+    """The optimizer, if it takes one gradient a step; ValueError otherwise."""
+    if not isinstance(optimizer, GradientOptimizer):
+        raise ValueError(
+            f"{method}: needs an optimizer whose step is a function of one gradient, such as SGD, Momentum or Adam, "
+            f"got {type(optimizer).__name__}; unrolled and truncated work with any optimizer"
+        )
+    return optimizer

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, stacked
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -33,7 +32,7 @@ class CentralDifference(Hypergradient):
     Source: deck 001, slide "Численное".
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    epsilon: Positive
 
     def _estimate(
         self,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from bilevel.hypergradients.reverse import new_tape, sweep_back_, train
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
 from bilevel.schedules import Advance, Binomial, Discard, Restore, Reverse, Schedule, Segments, Store, Tree
+from bilevel.settings import Count
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,7 +44,7 @@ class Checkpointed(Hypergradient):
     """
 
     schedule: Literal["segments", "binomial", "tree"] = "segments"
-    snapshots: Annotated[int, Field(ge=1)] | None = None
+    snapshots: Count | None = None
 
     def _estimate(
         self,

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.complex_derivatives import ComplexDerivatives, check_analytic
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, stacked
-from bilevel.hypergradients.gradient_steps import gradient_optimizer
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, gradient_optimizer, stacked
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,7 +37,7 @@ class ComplexStep(Hypergradient):
     Source: Squire and Trapp 1998; deck 001, slide "Численное".
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-20
+    epsilon: Positive = 1e-20
 
     def _estimate(
         self,

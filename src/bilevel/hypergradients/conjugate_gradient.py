@@ -15,6 +15,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Count, NotNegative
 
 
 class ConjugateGradientWarning(UserWarning):
@@ -47,9 +48,9 @@ class ConjugateGradient(Hypergradient):
     Source: Pedregosa 2016; Rajeswaran et al. 2019; deck 001 (implicit differentiation).
     """
 
-    iterations: Annotated[int, Field(ge=1)]
+    iterations: Count
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-6
-    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    damping: NotNegative = 0.0
     curvature: Literal["hessian", "gauss_newton"] = "hessian"
 
     def _estimate(

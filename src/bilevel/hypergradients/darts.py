@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, cotangent_of
-from bilevel.hypergradients.gradient_steps import gradient_optimizer
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, cotangent_of, gradient_optimizer
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -35,7 +33,7 @@ class DARTS(Hypergradient):
     Source: Liu et al. 2019, equation 8.
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    epsilon: Positive = 0.01
 
     def _estimate(
         self,

@@ -8,8 +8,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
-from bilevel.hypergradients.gradient_steps import gradient_optimizer
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, gradient_optimizer
 from bilevel.hypergradients.reverse import Trajectory, estimate_back
 from bilevel.optimizers import GradientOptimizer, Optimizer
 from bilevel.problem import Batch

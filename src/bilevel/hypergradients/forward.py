@@ -9,8 +9,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient
-from bilevel.hypergradients.gradient_steps import gradient_optimizer
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, gradient_optimizer
 from bilevel.optimizers import GradientOptimizer, Optimizer
 from bilevel.problem import Batch
 

@@ -14,6 +14,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance, linear_step_
 from bilevel.optimizers import LinearStep, Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Count, Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -39,8 +40,8 @@ class Neumann(Hypergradient):
     """
 
     terms: Annotated[int, Field(ge=0)]
-    last_steps: Annotated[int, Field(ge=1)] = 1
-    step_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    last_steps: Count = 1
+    step_size: Positive | None = None
 
     def _estimate(
         self,

@@ -15,6 +15,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Count, Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,8 +38,8 @@ class Nystrom(Hypergradient):
     Source: Hataya and Yamada 2023.
     """
 
-    rank: Annotated[int, Field(ge=1)]
-    damping: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    rank: Count
+    damping: Positive
     seed: Annotated[int, Field(ge=0)] = 0
 
     def _estimate(

@@ -68,7 +68,7 @@ class Reversible(Hypergradient):
             params = chain.params()
             inner, turn = turn or derivatives.linearize(params, batches[index]), None
             chain.retreat_averages_(params, inner.gradient)
-            taped = params.unsqueeze(-2) if optimizer.tape_slots == 1 else chain.state()
+            taped = params.unsqueeze(-2) if optimizer.tape_slots == 1 else chain.borrowed_state()
             read = inner.gradient if optimizer.adjoint_reads_gradient else None
             vector = optimizer.adjoint_(cotangent, taped, read, derivatives.hyper, hypergradient)
             inner.add_products(vector, optimizer.params(cotangent) if index > 0 else None, hypergradient)

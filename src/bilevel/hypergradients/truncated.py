@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
 from bilevel.hypergradients.reverse import estimate_back, train
 from bilevel.optimizers import Optimizer
 from bilevel.problem import Batch
+from bilevel.settings import Count
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -29,7 +28,7 @@ class Truncated(Hypergradient):
     Source: Luketina et al. 2016 (T1–T2, K = 1); Shaban et al. 2019 (any K).
     """
 
-    steps: Annotated[int, Field(ge=1)] = 1
+    steps: Count = 1
 
     def _estimate(
         self,

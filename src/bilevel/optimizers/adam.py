@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilevel.optimizers.base import STRICT, GradientOptimizer
 from bilevel.optimizers.learned import Decay, LearningRate, add_scaled_, counts, learned, pull_back, value_of
+from bilevel.settings import Positive
 
 SENSITIVE = 200
 """Roundings of the largest gradient entry, below which √v̂ + ε makes them seen: at half a percent."""
@@ -48,7 +49,7 @@ class Adam(GradientOptimizer):
     learning_rate: LearningRate
     beta1: Beta = 0.9
     beta2: Beta = 0.999
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    epsilon: Positive = 1e-8
     weight_decay: Decay = 0.0
     bias: Literal["corrected", "uncorrected", "first_gradient"] = "corrected"
 

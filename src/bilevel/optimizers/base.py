@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
-from pydantic import ConfigDict
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives
 from bilevel.problem import Batch
+from bilevel.settings import STRICT as STRICT
 
-STRICT = ConfigDict(strict=True, extra="forbid")
+Adjoint = Callable[[Tensor, Tensor | None], Tensor]
+"""`GradientOptimizer.adjoint_` of a step that is known: of cotangent (S, slots, P) and `to_hyper`."""
 
 
 class LinearStep(ABC):
@@ -114,6 +116,12 @@ class GradientOptimizer(Optimizer):
     @abstractmethod
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
         """`step` in place, for a state that the caller owns."""
+
+    def step_with_adjoint_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> Adjoint:
+        """`step_` with its adjoint; an optimizer whose adjoint would compute much of a step again keeps it instead."""
+        taped, read = state.narrow(-2, 0, self.tape_slots).clone(), gradient if self.adjoint_reads_gradient else None
+        self.step_(state, gradient, hyper)
+        return lambda cotangent, to_hyper: self.adjoint_(cotangent, taped, read, hyper, to_hyper)
 
     @abstractmethod
     def adjoint_(

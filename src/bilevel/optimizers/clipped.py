@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -12,6 +9,7 @@ from bilevel.optimizers.adam import Adam
 from bilevel.optimizers.base import STRICT, GradientOptimizer
 from bilevel.optimizers.momentum import Momentum
 from bilevel.optimizers.sgd import SGD
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -27,7 +25,7 @@ class Clipped(GradientOptimizer):
     """
 
     optimizer: SGD | Momentum | Adam
-    norm: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    norm: Positive
 
     @property
     def slots(self) -> int:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.optimizers.descent import COMPOSED, Descent
 from bilevel.optimizers.line_search import Cotangents, StepSize, dot, norm
+from bilevel.settings import Count
 
 
 @dataclass(frozen=True, config=COMPOSED)
@@ -40,7 +40,7 @@ class LBFGS(Descent):
     """
 
     step_size: StepSize
-    memory: Annotated[int, Field(ge=1)] = 10
+    memory: Count = 10
 
     @property
     def slots(self) -> int:

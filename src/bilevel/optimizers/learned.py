@@ -7,12 +7,14 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from bilevel.settings import STRICT, Count, NotNegative, Positive
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+
+@dataclass(frozen=True, config=STRICT)
 class Learned:
     """A setting θ_t read from the hyperparameters: θ_t = f(λ[start + min(t, steps − 1)]), t = 0, 1, … since `init`.
 
@@ -30,9 +32,9 @@ class Learned:
     """
 
     start: Annotated[int, Field(ge=0)]
-    steps: Annotated[int, Field(ge=1)] = 1
+    steps: Count = 1
     scale: Literal["log", "logit", "linear"] = "log"
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    sizes: tuple[Count, ...] | None = None
 
     @property
     def groups(self) -> int:
@@ -88,7 +90,7 @@ class Learned:
         return first + torch.arange(self.groups, device=first.device)
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class Cosine:
     """A learning rate η_t = η_e + (η_0 − η_e) (1 + cos(π ⌊t/k⌋ k / T)) / 2, for t < T, and η_e from then on.
 
@@ -97,10 +99,10 @@ class Cosine:
     Source: Loshchilov and Hutter 2017, without restarts.
     """
 
-    first: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    last: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    steps: Annotated[int, Field(ge=1)]
-    every: Annotated[int, Field(ge=1)] = 1
+    first: Positive
+    last: NotNegative
+    steps: Count
+    every: Count = 1
 
     def value(self, count: Tensor | None) -> Tensor:
         """η_t (..., 1); `count` (..., 1) is t."""
@@ -110,8 +112,8 @@ class Cosine:
         return self.last + (self.first - self.last) * (1 + (done * (math.pi / self.steps)).cos()) / 2
 
 
-LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)] | Learned | Cosine
-Decay = Annotated[float, Field(ge=0, allow_inf_nan=False)] | Learned
+LearningRate = Positive | Learned | Cosine
+Decay = NotNegative | Learned
 MomentumFactor = Annotated[float, Field(ge=0, lt=1)] | Learned
 Setting = float | Learned | Cosine
 

@@ -16,10 +16,9 @@ from bilevel.derivatives import Derivatives
 from bilevel.optimizers.base import STRICT
 from bilevel.optimizers.learned import Learned, LearningRate, counts, pull_back, value_of
 from bilevel.problem import Batch
-from bilevel.settings import Positive
+from bilevel.settings import Count, Positive
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Limit = Annotated[int, Field(ge=1)]
 
 ROUNDING = 10.0  # how many units in the last place of φ(0) a comparison of losses allows for
 
@@ -160,7 +159,7 @@ class Armijo(StepSize):
     initial: Positive = 1.0
     shrink: Fraction = 0.5
     slope: Fraction = 1e-4
-    limit: Limit = 50
+    limit: Count = 50
 
     @property
     def needs_loss(self) -> bool:
@@ -201,7 +200,7 @@ class StrongWolfe(StepSize):
     initial: Positive = 1.0
     slope: Fraction = 1e-4
     curvature: Fraction = 0.9
-    limit: Limit = 40
+    limit: Count = 40
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property, partial
 from typing import Annotated, Literal
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from bilevel.optimizers.base import STRICT, GradientOptimizer
+from bilevel.optimizers.base import STRICT, Adjoint, GradientOptimizer
 from bilevel.parameters import Layout
 
 LAYERS = 2
@@ -56,7 +57,7 @@ class LSTM(GradientOptimizer):
         """No."""
         return False
 
-    @property
+    @cached_property
     def weights(self) -> Layout:
         """Names and shapes of the weights, from `start` on."""
         gates, inputs = 4 * self.units, 1 if self.preprocessing == "none" else 2
@@ -80,41 +81,55 @@ class LSTM(GradientOptimizer):
 
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
         """One step in place."""
-        w, u = self._weights(hyper), self.units
-        values = self._inputs(gradient)
-        for layer in range(1, LAYERS + 1):
-            memory = state.narrow(-2, 1 + 2 * (layer - 1) * u, 2 * u)
-            cell = _Cell(w[f"input{layer}"], w[f"recurrent{layer}"], w[f"bias{layer}"], values, memory)
-            values = cell.output
-            memory.copy_(torch.cat([values, cell.memory], -2))
-        change = (w["output"] @ values).squeeze(-2) + w["output_bias"]
-        state[..., 0, :].add_(change, alpha=self.scale)
+        self._write(self._cells(state, gradient, hyper), state, hyper)
+
+    def step_with_adjoint_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> Adjoint:
+        """See `GradientOptimizer`: activations are kept."""
+        cells = self._cells(state.clone(), gradient, hyper)
+        self._write(cells, state, hyper)
+        return partial(self._pull_back_, cells, gradient, hyper)
 
     def adjoint_(
         self, cotangent: Tensor, taped: Tensor, gradient: Tensor | None, hyper: Tensor, to_hyper: Tensor | None
     ) -> Tensor:
         """See the class."""
         assert gradient is not None  # since `adjoint_reads_gradient`
+        return self._pull_back_(self._cells(taped, gradient, hyper), gradient, hyper, cotangent, to_hyper)
+
+    def _cells(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> tuple[_Cell, _Cell]:
+        """Both cells at this step; they look at the memory in `state`."""
         w, u = self._weights(hyper), self.units
-        first, second = taped.narrow(-2, 1, 2 * u), taped.narrow(-2, 1 + 2 * u, 2 * u)
-        cell1 = _Cell(w["input1"], w["recurrent1"], w["bias1"], self._inputs(gradient), first)
-        cell2 = _Cell(w["input2"], w["recurrent2"], w["bias2"], cell1.output, second)
+        first = _Cell(w, 1, self._inputs(gradient), state.narrow(-2, 1, 2 * u))
+        return first, _Cell(w, 2, first.output, state.narrow(-2, 1 + 2 * u, 2 * u))
+
+    def _write(self, cells: tuple[_Cell, _Cell], state: Tensor, hyper: Tensor) -> None:
+        """The step that the cells have computed."""
+        w, last = self._weights(hyper), cells[-1].output
+        parts = [part for cell in cells for part in (cell.output, cell.memory)]
+        state.narrow(-2, 1, len(parts) * self.units).copy_(torch.cat(parts, -2))
+        state[..., 0, :].add_((w["output"] @ last).squeeze(-2) + w["output_bias"], alpha=self.scale)
+
+    def _pull_back_(
+        self,
+        cells: tuple[_Cell, _Cell],
+        gradient: Tensor,
+        hyper: Tensor,
+        cotangent: Tensor,
+        to_hyper: Tensor | None,
+    ) -> Tensor:
+        """`adjoint_` of the step that the cells have computed."""
+        output, u = self._weights(hyper)["output"], self.units
         by_change = cotangent[..., 0:1, :] * self.scale
         by1, by2 = cotangent.narrow(-2, 1, 2 * u), cotangent.narrow(-2, 1 + 2 * u, 2 * u)
-        by2.narrow(-2, 0, u).add_(w["output"].mT @ by_change)
-        by_gates2 = cell2.pull_back_(by2)
-        by1.narrow(-2, 0, u).add_(w["input2"].mT @ by_gates2)
-        by_gates1 = cell1.pull_back_(by1)
+        by2.narrow(-2, 0, u).add_(output.mT @ by_change)
+        by_output1, *by_weights2 = cells[1].pull_back_(by2)
+        by1.narrow(-2, 0, u).add_(by_output1)
+        by_inputs, *by_weights1 = cells[0].pull_back_(by1)
         if to_hyper is not None:
-            parts = {
-                **cell1.by_weights(by_gates1, "1"),
-                **cell2.by_weights(by_gates2, "2"),
-                "output": by_change @ cell2.output.mT,
-                "output_bias": by_change.sum(-1),
-            }
-            flat = torch.cat([parts[name].flatten(hyper.dim() - 1) for name in self.weights.shapes], -1)
-            to_hyper.narrow(-1, self.start, self.size).add_(flat)
-        return self._pull_back_inputs(w["input1"].mT @ by_gates1, gradient)
+            by_output = [by_change @ cells[1].output.mT, by_change.sum(-1)]
+            flat = [part.flatten(hyper.dim() - 1) for part in (*by_weights1, *by_weights2, *by_output)]
+            to_hyper.narrow(-1, self.start, self.size).add_(torch.cat(flat, -1))
+        return self._pull_back_inputs(by_inputs, gradient)
 
     def _weights(self, hyper: Tensor) -> dict[str, Tensor]:
         if self.start + self.size > hyper.shape[-1]:
@@ -152,38 +167,42 @@ class LSTM(GradientOptimizer):
 class _Cell:
     """One step of a cell for all coordinates: x (..., rows, P), and h and c before it in one, (..., 2 units, P)."""
 
-    def __init__(self, by_input: Tensor, recurrent: Tensor, bias: Tensor, values: Tensor, memory: Tensor) -> None:
-        self._recurrent, self._values = recurrent, values
-        self._hidden, self._before = memory.chunk(2, -2)
-        gates = by_input @ values + recurrent @ self._hidden + bias.unsqueeze(-1)
+    def __init__(self, weights: dict[str, Tensor], number: int, values: Tensor, memory: Tensor) -> None:
+        hidden, self._before = memory.chunk(2, -2)
+        parts = [weights[f"input{number}"], weights[f"recurrent{number}"], weights[f"bias{number}"].unsqueeze(-1)]
+        self._sizes = [part.shape[-1] for part in parts]
+        # one product for all three
+        self._weights = torch.cat(parts, -1)
+        self._inputs = torch.cat([values, hidden, torch.ones_like(hidden[..., :1, :])], -2)
         units = self._before.shape[-2]
-        sigmoids, self._update = gates.narrow(-2, 0, 3 * units).sigmoid(), gates.narrow(-2, 3 * units, units).tanh()
-        self._enter, self._forget, self._leave = sigmoids.chunk(3, -2)
-        self.memory = self._forget * self._before + self._enter * self._update
+        gates = self._weights @ self._inputs
+        self._sigmoids, self._update = gates.narrow(-2, 0, 3 * units).sigmoid_(), gates.narrow(-2, 3 * units, units)
+        self._update.tanh_()
+        self._enter, self._forget, self._leave = self._sigmoids.chunk(3, -2)
+        self.memory = (self._forget * self._before).addcmul_(self._enter, self._update)
         self._squashed = self.memory.tanh()
         self.output = self._leave * self._squashed
 
-    def pull_back_(self, cotangent: Tensor) -> Tensor:
-        """dL/d(h, c) after the step becomes that before it, but for what passes through x; returns dL/d gates."""
+    def pull_back_(self, cotangent: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dL/d(h, c) after the step becomes that before it, but for what passes through x; returns dL/dx and dL/d of
+        the weights: of the input, recurrent and bias."""
         by_output, by_memory = cotangent.chunk(2, -2)
-        by_memory.add_(by_output * self._leave * (1 - self._squashed * self._squashed))
+        by_squashed = by_output * self._leave
+        by_memory.add_(by_squashed).sub_(by_squashed.mul_(self._squashed).mul_(self._squashed))
+        by_enter = by_memory * self._enter
         by_gates = torch.cat(
             [
-                by_memory * self._update * self._enter * (1 - self._enter),
-                by_memory * self._before * self._forget * (1 - self._forget),
-                by_output * self._squashed * self._leave * (1 - self._leave),
-                by_memory * self._enter * (1 - self._update * self._update),
+                by_memory * self._update,
+                by_memory * self._before,
+                by_output * self._squashed,
+                by_enter.addcmul_(by_enter * self._update, self._update, value=-1),
             ],
             -2,
         )
+        slopes = torch.addcmul(self._sigmoids, self._sigmoids, self._sigmoids, value=-1)
+        by_gates.narrow(-2, 0, slopes.shape[-2]).mul_(slopes)
         by_memory.mul_(self._forget)
-        by_output.copy_(self._recurrent.mT @ by_gates)
-        return by_gates
-
-    def by_weights(self, by_gates: Tensor, number: str) -> dict[str, Tensor]:
-        """dL/d of the weights, by their names."""
-        return {
-            f"input{number}": by_gates @ self._values.mT,
-            f"recurrent{number}": by_gates @ self._hidden.mT,
-            f"bias{number}": by_gates.sum(-1),
-        }
+        by_values, by_hidden, _ = torch.split(self._weights.mT @ by_gates, self._sizes, -2)
+        by_output.copy_(by_hidden)
+        by_input, by_recurrent, by_bias = torch.split(by_gates @ self._inputs.mT, self._sizes, -1)
+        return by_values, by_input, by_recurrent, by_bias

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Self
+from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -15,8 +15,7 @@ from bilevel.optimizers.base import GradientOptimizer, GradientStep, LinearStep,
 from bilevel.optimizers.descent import COMPOSED, Descent, DescentStep
 from bilevel.optimizers.line_search import norm
 from bilevel.problem import Batch
-
-Threshold = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=COMPOSED)
@@ -37,8 +36,8 @@ class Until(Optimizer):
     """
 
     optimizer: Optimizer
-    gradient_norm: Threshold | None = None
-    step_norm: Threshold | None = None
+    gradient_norm: Positive | None = None
+    step_norm: Positive | None = None
 
     @model_validator(mode="after")
     def _some_criterion(self) -> Self:

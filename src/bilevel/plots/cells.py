@@ -18,10 +18,9 @@ from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
 from bilevel.plots.frames import methods as methods_of
-from bilevel.plots.lettering import text_width
 from bilevel.plots.look import FAMILIES, Dash, Look
 from bilevel.plots.operations import name_of
-from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
+from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style, text_width
 from bilevel.plots.svg import INK
 
 RADIUS = 0.075

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bilevel.columns import COLUMNS, TableName
@@ -28,6 +29,16 @@ def series(trace: pd.DataFrame, study: str, method: str, metric: str) -> dict[in
 def intervals(values: dict[int, list[float]]) -> dict[int, Interval]:
     """Mean and 95 % t-interval at each step."""
     return {step: mean_interval(sample) for step, sample in values.items()}
+
+
+def outline(bins: pd.DataFrame) -> tuple[np.ndarray, np.ndarray] | None:
+    """Percent of all counts in each bin, over all its rows, and the edges of bins; None where there are no counts."""
+    counts = bins.groupby(["left", "right"], as_index=False)["count"].sum()
+    total = float(counts["count"].sum())
+    if total == 0:
+        return None
+    edges = np.append(counts["left"].to_numpy(float), counts["right"].to_numpy(float)[-1])
+    return 100 * counts["count"].to_numpy(float) / total, edges
 
 
 def methods(frame: pd.DataFrame, study: str) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bilevel.plots.frames import methods
+from bilevel.plots.frames import methods, outline
 from bilevel.plots.look import GROUPS, Look
 from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
 
@@ -51,14 +51,8 @@ def _top(panels: Sequence[Shares]) -> float:
 
 def _shares(rows: pd.DataFrame, study: str, method: str) -> Shares:
     chosen = rows[(rows["study"] == study) & (rows["method"] == method)]
-    found: Shares = {}
-    for group in GROUPS:
-        bins = chosen[chosen["group"] == group].groupby(["left", "right"], as_index=False)["count"].sum()
-        total = float(bins["count"].sum())
-        if total > 0:
-            edges = np.append(bins["left"].to_numpy(float), bins["right"].to_numpy(float)[-1])
-            found[group] = (100 * bins["count"].to_numpy(float) / total, edges)
-    return found
+    found = {group: outline(chosen[chosen["group"] == group]) for group in GROUPS}
+    return {group: share for group, share in found.items() if share is not None}
 
 
 def _panel(title: str, shares: Shares, top: float) -> Panel:

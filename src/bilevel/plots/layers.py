@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bilevel.plots.frames import methods as found_in
+from bilevel.plots.frames import outline
 from bilevel.plots.look import Look
 from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
 
@@ -75,14 +76,8 @@ def _found(rows: pd.DataFrame, drawn: Sequence[str]) -> Found:
 
 
 def _outlines(rows: pd.DataFrame, drawn: Sequence[str]) -> dict[str, Outline]:
-    found: dict[str, Outline] = {}
-    for method in drawn:
-        bins = rows[rows["method"] == method].groupby(["left", "right"], as_index=False)["count"].sum()
-        total = float(bins["count"].sum())
-        if total > 0:
-            edges = np.append(bins["left"].to_numpy(float), bins["right"].to_numpy(float)[-1])
-            found[method] = (100 * bins["count"].to_numpy(float) / total, edges)
-    return found
+    found = {method: outline(rows[rows["method"] == method]) for method in drawn}
+    return {method: share for method, share in found.items() if share is not None}
 
 
 def _ends(share: np.ndarray) -> tuple[int, int]:

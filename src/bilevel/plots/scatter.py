@@ -11,9 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bilevel.plots import frames
-from bilevel.plots.lettering import text_width
 from bilevel.plots.look import Look
-from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
+from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style, text_width
 from bilevel.plots.svg import INK
 from bilevel.statistics import Interval, mean_interval
 

@@ -17,6 +17,8 @@ from xml.etree.ElementTree import Element, SubElement
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 from bilevel.files import replacing
 from bilevel.plots.svg import FONTS, INK, adapt, coarsen, describe, isolate, parse, serialize
@@ -168,3 +170,10 @@ def empty(width: float, height: float, title: str, reason: str = "not run") -> P
         axes.text(0.5, 0.56, title, ha="center", va="bottom", fontweight="bold", transform=axes.transAxes)
         axes.text(0.5, 0.46, reason, ha="center", va="top", fontstyle="italic", transform=axes.transAxes)
     return Panel(figure, title, f"{title}: {reason}.")
+
+
+def text_width(text: str, points: float) -> float:
+    """Width in inches of a line of text of that size. Fonts of a page are hardly ever wider."""
+    font = FontProperties(family=RC["font.family"], size=points)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, False)
+    return float(width) / 72

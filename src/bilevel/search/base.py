@@ -52,12 +52,10 @@ def run(
     Raises ValueError for a space or a number of trials that makes no search, and where the objective gives the wrong
     number of values.
     """
-    check(space)
+    check(space, trials)
     distributions: dict[str, BaseDistribution] = {
         name: FloatDistribution(low, high, log=log) for name, (low, high, log) in space.items()
     }
-    if trials < 1:
-        raise ValueError(f"trials: a search needs at least one, got {trials}")
     with _silence():
         studies = [optuna.create_study(sampler=sampler) for sampler in samplers]
         for study in studies:
@@ -65,14 +63,12 @@ def run(
                 study.enqueue_trial(point)
         for _ in range(trials):
             asked = [study.ask(distributions) for study in studies]
-            values = objective([dict(trial.params) for trial in asked])
-            if len(values) != len(asked):
-                raise ValueError(f"the objective gave {len(values)} values for {len(asked)} trials side by side")
+            values = evaluated(objective, [dict(trial.params) for trial in asked])
             for study, trial, value in zip(studies, asked, values, strict=True):
                 if math.isnan(value):
                     study.tell(trial, state=TrialState.FAIL)
                 else:
-                    study.tell(trial, float(value))
+                    study.tell(trial, value)
         return [_found(study) for study in studies]
 
 
@@ -81,8 +77,16 @@ def alone(objective: Callable[[Params], float]) -> Callable[[Sequence[Params]], 
     return lambda params: [objective(one) for one in params]
 
 
-def check(space: Space) -> None:
-    """ValueError unless it is a space that can be searched."""
+def evaluated(objective: Callable[[Sequence[Params]], Sequence[float]], params: Sequence[Params]) -> list[float]:
+    """Values of trials side by side; ValueError where the objective gives another number of them."""
+    values = objective(params)
+    if len(values) != len(params):
+        raise ValueError(f"the objective gave {len(values)} values for {len(params)} trials side by side")
+    return [float(value) for value in values]
+
+
+def check(space: Space, trials: int) -> None:
+    """ValueError unless it is a space that can be searched, with a trial or more."""
     if not space:
         raise ValueError("space: expected a mapping from names to (low, high, log), got none")
     for name, (low, high, log) in space.items():
@@ -91,6 +95,8 @@ def check(space: Space) -> None:
                 f"space: {name} should go from a number to a larger one, both above 0 where log is true, "
                 f"got ({low}, {high}, {log})"
             )
+    if trials < 1:
+        raise ValueError(f"trials: a search needs at least one, got {trials}")
 
 
 def _found(study: optuna.Study) -> Found:

@@ -31,7 +31,7 @@ def minimize_each(
 
 def points(space: Space, trials: int) -> list[Params]:
     """The grid, in the order in which it is searched."""
-    check(space)
+    check(space, trials)
     count = places(len(space), trials)
     if count < 2:
         raise ValueError(

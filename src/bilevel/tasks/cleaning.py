@@ -23,8 +23,8 @@ from bilevel.outer import Adam
 from bilevel.problem import Batch
 from bilevel.randomness import generator
 from bilevel.results import Histogram, Metrics
-from bilevel.settings import Count, Positive, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
+from bilevel.runs import OuterLoop
+from bilevel.settings import Count, NotNegative, Positive, Settings, SettingsError
 
 BINS = 20
 CHUNK = 500
@@ -49,7 +49,7 @@ class CleaningSettings(Settings):
     batch_size: Count = 64
     learning_rate: Positive = 0.025
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    weight_decay: NotNegative = 1e-3
     outer_learning_rate: Positive = 1.0
 
 

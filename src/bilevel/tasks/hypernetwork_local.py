@@ -6,17 +6,16 @@ Deck 002; Lorraine and Duvenaud 2018, algorithm 3 ("joint optimization of hypern
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bilevel.data import Dataset
 from bilevel.models.hypernetwork import Hypernetwork
 from bilevel.optimizers import SGD, Adam
 from bilevel.problem import Batch
-from bilevel.settings import Count, Positive, Settings
+from bilevel.settings import Count, NotNegative, Positive, Settings
 from bilevel.tasks.hypernetwork import HypernetworkSettings, HyperTraining, Level
 from bilevel.tasks.hypernetwork.linear_model import SIZE
 from bilevel.tracing import traced
@@ -30,7 +29,7 @@ class LocalSettings(HypernetworkSettings):
     """
 
     samples: Count = 2
-    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    spread: NotNegative = 0.5
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 1e-3
     inner_steps: Count = 3

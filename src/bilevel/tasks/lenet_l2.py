@@ -35,9 +35,8 @@ from bilevel.problem import Batch, Problem
 from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Histogram, Metrics, Result
-from bilevel.runs import greedy
+from bilevel.runs import OuterLoop, greedy
 from bilevel.settings import Count, Positive, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
 from bilevel.tracing import traced
 
 DRAWS = "lenet_l2"

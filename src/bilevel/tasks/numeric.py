@@ -23,7 +23,7 @@ from bilevel.problem import Batch, Problem
 from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Result
-from bilevel.settings import Settings
+from bilevel.settings import Count, Settings
 from bilevel.tasks.base import Task
 
 RESOLUTION = 2.0**-52
@@ -37,7 +37,7 @@ class NumericSettings(Settings):
 
     problem: Literal["quadratic", "network"]
     decades: Annotated[int, Field(ge=2, le=300)] = 30
-    inner_steps: Annotated[int, Field(ge=1)] = 10
+    inner_steps: Count = 10
 
 
 class Instance(NamedTuple):

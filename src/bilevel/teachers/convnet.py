@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from bilevel.data import Dataset, Split
@@ -16,7 +15,7 @@ from bilevel.models import lenet
 from bilevel.optimizers import Adam
 from bilevel.problem import Problem
 from bilevel.randomness import generator
-from bilevel.settings import Count, Settings, SettingsError
+from bilevel.settings import Count, Positive, Settings, SettingsError
 from bilevel.teachers.base import Teacher, Trained
 from bilevel.tracing import traced
 
@@ -36,7 +35,7 @@ class ConvnetSettings(Settings):
     test_size: Count | None = None
     epochs: Count = 20
     batch_size: Count = 64
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    learning_rate: Positive = 1e-3
 
 
 class Convnet(Teacher):
@@ -91,15 +90,11 @@ class Convnet(Teacher):
         params = lenet.initial(generator(self._name, "initialization", seed), images.shape[1]).to(self._device)
         optimizer, problem = Adam(learning_rate=s.learning_rate), traced(Problem(lenet.loss, lenet.loss))
         state = optimizer.init(params.unsqueeze(0))
-        first = 0
-        if (found := self.checkpoint.found) is not None:
-            first, state = found["epochs"], found["state"]
         derivatives = Derivatives(problem, state.new_zeros(1, 0))
-        for epoch in range(first, s.epochs):
+        for epoch in self.checkpoint.steps(state, s.epochs):
             order = torch.randperm(s.train_size, generator=generator(self._name, "batches", seed, epoch))
             for ids in torch.split(order.to(self._device), s.batch_size)[: s.train_size // s.batch_size]:
                 optimizer.advance_(derivatives, state, (images[ids].unsqueeze(0), labels[ids].unsqueeze(0)))
-            self.checkpoint.keep({"epochs": epoch + 1, "state": state})
         return optimizer.params(state)[0].clone()
 
 

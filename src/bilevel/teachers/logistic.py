@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -16,7 +15,7 @@ from bilevel.derivatives import Derivatives
 from bilevel.optimizers import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
-from bilevel.settings import Count, Settings
+from bilevel.settings import Count, Positive, Settings
 from bilevel.teachers.base import Teacher, Trained
 from bilevel.tracing import traced
 
@@ -49,7 +48,7 @@ class LogisticSettings(Settings):
     validation_size: Count = PUBLISHED_SIZES[2]
     test_size: Count = PUBLISHED_SIZES[3]
     steps: Count = 10_000
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    learning_rate: Positive = 1e-3
 
     @property
     def sizes(self) -> list[int]:
@@ -96,13 +95,9 @@ class Logistic(Teacher):
         optimizer = Adam(learning_rate=self._settings.learning_rate)
         problem = traced(Problem(cross_entropy_loss, cross_entropy_loss))
         state = optimizer.init(start.unsqueeze(0).to(self._device))
-        done = 0
-        if (found := self.checkpoint.found) is not None:
-            done, state = found["steps"], found["state"]
         derivatives = Derivatives(problem, state.new_zeros(1, 0))
-        for step in range(done, self._settings.steps):
+        for _ in self.checkpoint.steps(state, self._settings.steps):
             optimizer.advance_(derivatives, state, batch)
-            self.checkpoint.keep({"steps": step + 1, "state": state})
         return optimizer.params(state)[0].cpu().clone()
 
 

@@ -28,9 +28,9 @@ from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics
+from bilevel.runs import OuterLoop
 from bilevel.settings import Count, Positive, Settings
 from bilevel.tasks.activations.network import Activation, MixedNetwork, Prior
-from bilevel.tasks.base import OuterLoop
 from bilevel.tracing import traced
 
 SIDE, CLASSES = 28, 10

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from bilevel.settings import STRICT as STRICT
 from bilevel.settings import Configurable
 
-STRICT = ConfigDict(strict=True, extra="forbid")
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

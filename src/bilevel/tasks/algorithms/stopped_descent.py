@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.hypergradients.unrolled import Unrolled
 from bilevel.optimizers import SGD, Until
 from bilevel.problem import Problem
-from bilevel.settings import Positive
+from bilevel.settings import Count, Positive
 from bilevel.tasks.algorithms.base import STRICT, Algorithm
 
 
@@ -32,7 +29,7 @@ class StoppedDescent(Algorithm):
     high: Positive = 1.5
     epsilon: Positive = 0.2
     learning_rate: Positive = 0.3
-    most_steps: Annotated[int, Field(ge=1)] = 100
+    most_steps: Count = 100
 
     def pieces(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See `Algorithm`; every input is a seed of one batch, which stops on its own."""

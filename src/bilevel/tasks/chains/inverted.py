@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from bilevel.hypergradients.base import STRICT
 from bilevel.optimizers import LBFGS, Adam, Fixed, Momentum, Optimizer
-from bilevel.settings import Configurable
+from bilevel.settings import Configurable, Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -17,13 +17,13 @@ class Inverted(Configurable):
     """A chain w_0 … w_T of one optimizer in one arithmetic, and the same chain run backwards from its last state.
 
     optimizer: `momentum` (0.9), `adam` (0.9, 0.999, averages started as in deck 001) or `lbfgs` (10 pairs, fixed step).
-    arithmetic: of the whole chain; `fixed_point` is int64, for momentum and Adam only.
+    arithmetic: of the whole chain; `fixed_point` is in whole numbers, for momentum and Adam only.
     learning_rate: of the optimizer.
     """
 
     optimizer: Literal["momentum", "adam", "lbfgs"]
     arithmetic: Literal["float32", "float64", "fixed_point"]
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    learning_rate: Positive
 
     @field_validator("arithmetic")
     @classmethod

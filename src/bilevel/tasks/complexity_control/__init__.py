@@ -29,9 +29,8 @@ from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
-from bilevel.runs import blank, greedy
+from bilevel.runs import OuterLoop, blank, greedy
 from bilevel.settings import Count, Positive, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.complexity_control.pruning import SHARES, accuracies, accuracy_metrics
 from bilevel.tracing import traced
 

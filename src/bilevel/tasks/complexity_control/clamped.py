@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.optimizers import Adam
 from bilevel.optimizers.base import STRICT
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -21,7 +19,7 @@ class ClampedAdam(Adam):
     bound: c.
     """
 
-    bound: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    bound: Positive = 1.0
 
     def step_(self, state: Tensor, gradient: Tensor, hyper: Tensor) -> None:
         """One step in place."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -21,16 +21,15 @@ from bilevel.problem import Batch
 from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
-from bilevel.runs import blank, cost_scalars, greedy
-from bilevel.settings import Configurable, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
+from bilevel.runs import OuterLoop, blank, cost_scalars, greedy
+from bilevel.settings import STRICT, Configurable, Count, Settings, SettingsError
 from bilevel.trajectory import LocallyLinear
 
 if TYPE_CHECKING:
     from bilevel.search import Params, Space
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, config=STRICT)
 class TPE(Configurable):
     """Tree-structured Parzen estimator: trains with fixed metaparameters, several times, and keeps the best.
 
@@ -45,8 +44,8 @@ class TPE(Configurable):
     Source: Gorpinich, Bakhteev and Strijov 2022 (five trials).
     """
 
-    trials: Annotated[int, Field(ge=1)] = 5
-    random_trials: Annotated[int, Field(ge=1)] = 2
+    trials: Count = 5
+    random_trials: Count = 2
 
 
 class DistilledSettings(Settings):
@@ -57,9 +56,9 @@ class DistilledSettings(Settings):
     evaluate_every: iterations from one row of the trace to the next.
     """
 
-    iterations: Annotated[int, Field(ge=1)]
+    iterations: Count
     prediction: LocallyLinear | None = None
-    evaluate_every: Annotated[int, Field(ge=1)]
+    evaluate_every: Count
 
     @model_validator(mode="after")
     def _predicts(self) -> Self:

@@ -25,8 +25,8 @@ from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point
+from bilevel.runs import OuterLoop
 from bilevel.settings import Count, Positive, Settings
-from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.hypernetwork.best_response import BestResponse
 from bilevel.tasks.hypernetwork.linear_model import (
     CLASSES,

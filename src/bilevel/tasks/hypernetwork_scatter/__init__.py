@@ -7,6 +7,7 @@ new λ in every step. λ has ten entries, uniform between −3 and 3.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, NamedTuple
@@ -28,7 +29,7 @@ from bilevel.progress import say
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
 from bilevel.runs import blank
-from bilevel.settings import Count, Positive, Settings, SettingsError
+from bilevel.settings import Configurable, Count, Positive, Settings, SettingsError
 from bilevel.tasks.base import Task
 from bilevel.tasks.hypernetwork.best_response import BestResponse
 from bilevel.tasks.hypernetwork.linear_model import (
@@ -44,7 +45,6 @@ from bilevel.tasks.hypernetwork.linear_model import (
     moments_of,
     penalty,
 )
-from bilevel.tasks.hypernetwork_scatter.surrogate import Surrogate
 
 PLACES = 241
 """Levels between which the loss of a class is interpolated; the mean of all is then wrong by 3e-4 at most."""
@@ -97,6 +97,19 @@ class Inner(NamedTuple):
 
     images: Images
     levels: Tensor
+
+
+class Surrogate(Configurable, ABC):
+    """A method of the task `hypernetwork_scatter`."""
+
+    def seen(self, task: HypernetworkScatter, count: int) -> int:
+        """How many of `count` evaluations make a difference to what is predicted."""
+        return count
+
+    @abstractmethod
+    def predict(self, task: HypernetworkScatter, count: int, checkpoint: Checkpoint = NOWHERE) -> Tensor:
+        """Validation losses (S, M) at `task.candidates`, from `count` evaluations: hyperparameters whose losses are
+        known, or that a training step sees. `checkpoint`: the place for the state of a training."""
 
 
 class HypernetworkScatter(Task):
@@ -187,14 +200,10 @@ class HypernetworkScatter(Task):
         draws = [generator(self.study, "initialization", seed) for seed in self.seeds]
         first = [self.hypernetwork.initial(self.settings.initial_scale, draw) for draw in draws]
         state = self.optimizer.init(torch.stack(first).to(self.device))
-        done = 0
-        if checkpoint.found is not None:
-            done, state = checkpoint.found["steps"], checkpoint.found["state"]
         # the inner loss does not see where λ is
         derivatives = Derivatives(self.problem, state.new_zeros(len(self.seeds), CLASSES))
-        for step in range(done, self.settings.steps):
+        for step in checkpoint.steps(state, self.settings.steps):
             self.optimizer.advance_(derivatives, state, Inner(self._batch(step), levels(step)))
-            checkpoint.keep({"steps": step + 1, "state": state})
         return self.optimizer.params(state)
 
     @torch.no_grad()

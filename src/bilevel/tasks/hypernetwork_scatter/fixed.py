@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.checkpoint import NOWHERE, Checkpoint
 from bilevel.randomness import generator
-from bilevel.tasks.hypernetwork_scatter.surrogate import STRICT, Surrogate
-
-if TYPE_CHECKING:
-    from bilevel.tasks.hypernetwork_scatter import HypernetworkScatter
+from bilevel.settings import STRICT
+from bilevel.tasks.hypernetwork_scatter import HypernetworkScatter, Surrogate
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,10 +12,8 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from bilevel.checkpoint import NOWHERE, Checkpoint
-from bilevel.tasks.hypernetwork_scatter.surrogate import STRICT, Surrogate
-
-if TYPE_CHECKING:
-    from bilevel.tasks.hypernetwork_scatter import HypernetworkScatter
+from bilevel.settings import STRICT
+from bilevel.tasks.hypernetwork_scatter import HypernetworkScatter, Surrogate
 
 Numbers = NDArray[np.float64]
 

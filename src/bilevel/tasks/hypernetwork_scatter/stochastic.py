@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.checkpoint import NOWHERE, Checkpoint
-from bilevel.tasks.hypernetwork_scatter.surrogate import STRICT, Surrogate
-
-if TYPE_CHECKING:
-    from bilevel.tasks.hypernetwork_scatter import HypernetworkScatter
+from bilevel.settings import STRICT
+from bilevel.tasks.hypernetwork_scatter import HypernetworkScatter, Surrogate
 
 
 @dataclass(frozen=True, config=STRICT)

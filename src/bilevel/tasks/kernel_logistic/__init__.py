@@ -24,9 +24,8 @@ from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
-from bilevel.runs import greedy, honest, solve
+from bilevel.runs import HonestLoop, greedy, honest, solve
 from bilevel.settings import Count, Positive, Settings, SettingsError
-from bilevel.tasks.base import HonestLoop
 from bilevel.tasks.kernel_logistic.data import Samples, draw
 from bilevel.tasks.kernel_logistic.kernel import KERNELS, Pairs, pairs_of, scale_of
 from bilevel.tasks.kernel_logistic.objective import (

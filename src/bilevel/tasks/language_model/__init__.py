@@ -41,8 +41,8 @@ from bilevel.parameters import functional
 from bilevel.problem import Problem, map_batch
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Structure
+from bilevel.runs import OuterLoop
 from bilevel.settings import Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.language_model.lines import Batch, locked_masks, stacked
 from bilevel.tasks.language_model.losses import contrast, line_loss, slowness
 from bilevel.tasks.language_model.retraining import retrain
@@ -115,7 +115,7 @@ class LanguageModel(OuterLoop):
         self.space = space(settings.nodes)
         self._texts = [Texts(study, settings, dataset, seed) for seed in self.seeds]
         self._network = SearchNetwork(settings.nodes, settings.vocabulary, settings.search.hidden)
-        self._layout, self._forward = functional(self._network)
+        _, self._forward = functional(self._network)
         self.outer_steps, self.evaluate_every = settings.search.steps, settings.search.evaluate_every
         self.optimizer = _optimizer(settings.search)
         self.problem = Problem(self._inner_loss, self._outer_loss)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from bilevel.settings import Count, NotNegative, Positive, Settings
+from bilevel.tasks.language_model.vocabulary import SMALLEST
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -77,7 +78,7 @@ class LanguageModelSettings(Settings):
     """
 
     arm: Literal["single_en", "single_de", "union", "multimodel"] = "multimodel"
-    vocabulary: Annotated[int, Field(ge=259)] = 10_000
+    vocabulary: Annotated[int, Field(ge=SMALLEST)] = 10_000
     nodes: Count = 8
     beta_contrastive: NotNegative = 1.0
     margin: NotNegative = 0.0

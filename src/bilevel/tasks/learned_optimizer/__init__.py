@@ -13,9 +13,10 @@ Source: Andrychowicz et al. 2016, sections 2 and 3; deck 002.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -29,13 +30,16 @@ from bilevel.images import SETS, Images, check_sizes, divide, pooled, splits_of,
 from bilevel.optimizers import LSTM, GradientOptimizer
 from bilevel.outer import Adam
 from bilevel.problem import Batch
+from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
-from bilevel.runs import blank, greedy
+from bilevel.runs import OuterLoop, blank, greedy
 from bilevel.settings import Count, Positive, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.learned_optimizer.problems import Family, Networks, Quadratics
-from bilevel.tasks.learned_optimizer.tuned import Tuned, tune
+from bilevel.tasks.learned_optimizer.tuned import OPTIMIZERS, SPACE, Tuned
+
+if TYPE_CHECKING:
+    from bilevel.search import Params
 
 SIDE, CLASSES = 28, 10
 
@@ -146,7 +150,7 @@ class LearnedOptimizer(OuterLoop):
     def run(self, method: Hypergradient | Tuned, name: str) -> Result:
         """See `Task`."""
         if isinstance(method, Tuned):
-            return tune(self, method, name)
+            return _tune(self, method, name)
         self._best, self._evaluated, self._tested = None, 0, {}
         result = greedy(self, method, name)
         steps = sorted({*result.trace, *self._tested})
@@ -265,6 +269,29 @@ class LearnedOptimizer(OuterLoop):
                 images = pooled(standardized(split.images[ids].to(self.device), 0.0, 1.0), self.settings.pool)
                 found[name].append(Images(images.flatten(1), split.labels[ids].to(self.device)))
         return found
+
+
+def _tune(task: LearnedOptimizer, method: Tuned, name: str) -> Result:
+    """All seeds side by side; trace and summary are those of the task, and `learning_rate`."""
+    from bilevel.search import grid  # Optuna takes a second to import, which no other arm should wait
+
+    optimizer, progress, done = OPTIMIZERS[method.optimizer], Progress(name, "trial"), 0
+
+    def objective(params: Sequence[Params]) -> list[float]:
+        nonlocal done
+        rates = torch.tensor([[one["learning_rate"]] for one in params], device=task.device).log()
+        losses = task.checkpoint.kept(f"trial {done + 1}", lambda _: task.validation_loss(optimizer, rates))
+        done += 1
+        progress.report(done, method.trials)
+        return [loss if math.isfinite(loss) else math.nan for loss in losses.tolist()]
+
+    found = grid.minimize_each(objective, SPACE, method.trials, task.seeds)
+    alive = torch.tensor([one.best is not None for one in found])
+    best = [(one.trials[0] if one.best is None else one.best).params["learning_rate"] for one in found]
+    rates = torch.tensor(best, dtype=torch.float64)
+    trace, summary = task.test(optimizer, rates.to(task.device, torch.float32).log().unsqueeze(-1))
+    gradients = torch.full_like(rates, float(method.trials * task.settings.steps * task.validation_problems))
+    return Result(alive, trace, blank({**summary, "learning_rate": rates, "training_gradients": gradients}, alive))
 
 
 TASK = LearnedOptimizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +13,6 @@ from bilevel.models.mlp import MLP
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.tracing import traced
-
-
-class Draw(NamedTuple):
-    """Where an optimization starts, (S, P), the batches of its steps, and that of the loss which it is to lower."""
-
-    params: Tensor
-    batches: Sequence[Batch]
-    outer_batch: Batch
 
 
 class Family(ABC):

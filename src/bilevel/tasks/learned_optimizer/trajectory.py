@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bilevel.derivatives import Derivatives, OuterGradient
-from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient
-from bilevel.hypergradients.gradient_steps import gradient_optimizer
+from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, gradient_optimizer
 from bilevel.optimizers import GradientOptimizer, Optimizer
 from bilevel.problem import Batch
+
+PullBack = Callable[[Tensor, Tensor, bool], object]
+"""`LinearStep.pull_back_` of a step: of cotangent, `to_hyper` and `to_state`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -26,7 +28,7 @@ class Trajectory(Hypergradient):
 
     Cost: 2T − 1 products and T outer gradients; no products without second derivatives.
 
-    Memory: the states of all T steps.
+    Memory: the states of all T steps; without second derivatives, what `step_with_adjoint_` of the optimizer keeps.
 
     Raises ValueError for an optimizer that does not take one gradient a step.
 
@@ -44,38 +46,32 @@ class Trajectory(Hypergradient):
         outer_batch: Batch,
     ) -> Estimate:
         stepping, count = gradient_optimizer(optimizer, "trajectory"), len(batches)
-        state = state.clone()
-        tape, gradients, outer = state.new_empty(count, *state.shape), list[Tensor](), list[OuterGradient]()
+        state, steps, outer = state.clone(), list[PullBack](), list[OuterGradient]()
         derivatives.cost.hold(count)
         for index in range(count):
-            tape[index] = state
-            gradients.append(derivatives.inner_gradient(stepping.params(state), batches[index]))
-            stepping.step_(state, gradients[-1], derivatives.hyper)
+            steps.append(self._advance_(stepping, derivatives, state, batches[index]))
             outer.append(derivatives.outer_gradient(stepping.params(state), outer_batch))
         cotangent, total = torch.zeros_like(state), torch.zeros_like(derivatives.hyper)
         for index in reversed(range(count)):
             total.add_(outer[index].hyper)
             stepping.params(cotangent).add_(outer[index].params)
-            if self.second_derivatives:
-                step = stepping.linearize(derivatives, tape[index], batches[index])
-                step.pull_back_(cotangent, total, to_state=index > 0)
-            else:
-                _pull_back_given_(stepping, derivatives, cotangent, tape[index], gradients[index], total)
+            steps[index](cotangent, total, index > 0)
         loss = torch.stack([found.loss for found in outer]).mean(0)
         return Estimate(state, total / count, loss, derivatives.cost)
 
-
-def _pull_back_given_(
-    optimizer: GradientOptimizer,
-    derivatives: Derivatives,
-    cotangent: Tensor,
-    taped: Tensor,
-    gradient: Tensor,
-    to_hyper: Tensor,
-) -> None:
-    """`LinearStep.pull_back_` of a step whose gradient is given."""
-    read = gradient if optimizer.adjoint_reads_gradient else None
-    optimizer.adjoint_(cotangent, taped, read, derivatives.hyper, to_hyper)
+    def _advance_(
+        self, optimizer: GradientOptimizer, derivatives: Derivatives, state: Tensor, batch: Batch
+    ) -> PullBack:
+        """One step, `state` in place."""
+        gradient = derivatives.inner_gradient(optimizer.params(state), batch)
+        if not self.second_derivatives:
+            adjoint_ = optimizer.step_with_adjoint_(state, gradient, derivatives.hyper)
+            return lambda cotangent, to_hyper, to_state: adjoint_(cotangent, to_hyper)
+        taped = state.clone()
+        optimizer.step_(state, gradient, derivatives.hyper)
+        return lambda cotangent, to_hyper, to_state: optimizer.linearize(derivatives, taped, batch).pull_back_(
+            cotangent, to_hyper, to_state=to_state
+        )
 
 
 METHOD = Trajectory

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from bilevel import metrics
+from bilevel.checkpoint import State
 from bilevel.cost import Cost
 from bilevel.data import Dataset
 from bilevel.derivatives import Derivatives
@@ -33,12 +34,12 @@ from bilevel.models.mlp import MLP
 from bilevel.optimizers import Learned, Momentum
 from bilevel.outer import Adam
 from bilevel.problem import Batch, Problem
+from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Point, Result
-from bilevel.runs import blank, greedy
+from bilevel.runs import OuterLoop, blank, cost_scalars, greedy
 from bilevel.settings import Count, Positive, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
-from bilevel.tasks.rmad.grid import Grid, search
+from bilevel.tasks.rmad.grid import Grid
 from bilevel.tracing import traced
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class RMAD(OuterLoop):
 
     def run(self, method: Hypergradient | Grid, name: str) -> Result:
         """See `Task`."""
-        result = search(self, method, name) if isinstance(method, Grid) else greedy(self, method, name)
+        result = _search(self, method, name) if isinstance(method, Grid) else greedy(self, method, name)
         return replace(result, trace=_joined(result.trace, self._along, result.alive))
 
     def start(self) -> tuple[Tensor, Tensor]:
@@ -214,7 +215,7 @@ class RMAD(OuterLoop):
     def metrics(self, hyper: Tensor) -> dict[str, Tensor]:
         """Means over trainings with these hyperparameters, (S,) each."""
         found = [self._metrics(self.train(hyper, run)) for run in range(self.settings.runs)]
-        return {name: torch.stack([metrics[name] for metrics in found]).mean(0) for name in found[0]}
+        return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
 
     def train(self, hyper: Tensor, run: int) -> Tensor:
         """Parameters (S, P) at the end of a training that nothing else sees."""
@@ -247,18 +248,18 @@ class RMAD(OuterLoop):
             training, validation, test = (self._logits(row, part) for part in (self._head(share.train), *share[1:]))
             rows.append(
                 {
-                    "validation_loss": float(cross_entropy(*validation)),
-                    "training_loss": float(cross_entropy(*training)),
-                    "test_loss": float(cross_entropy(*test)),
-                    "test_error": float((test[0].argmax(-1) != test[1]).double().mean()),
+                    "validation_loss": metrics.cross_entropy(*validation),
+                    "training_loss": metrics.cross_entropy(*training),
+                    "test_loss": metrics.cross_entropy(*test),
+                    "test_error": metrics.error(*test),
                 }
             )
         return {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in rows[0]}
 
     def _logits(self, params: Tensor, images: Images) -> tuple[Tensor, Tensor]:
-        """(N, 10), in double precision, and labels."""
+        """(N, 10), and labels."""
         with torch.no_grad():
-            return self.network.logits(params, images.images).double(), images.labels
+            return self.network.logits(params, images.images), images.labels
 
     def _head(self, images: Images) -> Images:
         """The first images of a set, as many as there are validation images: their order is random."""
@@ -295,6 +296,43 @@ def optimizer(settings: RMADSettings, network: MLP) -> Momentum:
     sizes = tuple(network.layout.sizes) if settings.schedule == "layer" else None
     rate = Learned(0, steps=steps, scale="log", sizes=sizes)
     return Momentum(learning_rate=rate, momentum=Learned(steps * rate.groups, steps=steps, scale="logit", sizes=sizes))
+
+
+def _search(task: RMAD, method: Grid, name: str) -> Result:
+    """All seeds side by side.
+
+    Trace: the metrics of the task, at 0 those of its first rate and momentum, at the number of trials those of the
+    best. Summary: those of the best, its `learning_rate_mean` and `momentum_mean`; costs a trial.
+    """
+    from bilevel.search import grid  # Optuna takes a second to import, which no other arm should wait
+
+    trials, cost = len(grid.points(task.space, method.trials)), Cost()
+    progress, done = Progress(name, "trial"), 0
+
+    def trial(params: Sequence[Params]) -> State:
+        losses, spent = task.trial(task.hyper_of(params))
+        return losses, vars(spent)
+
+    def objective(params: Sequence[Params]) -> list[float]:
+        nonlocal done, cost
+        losses, spent = task.checkpoint.kept(f"trial {done + 1}", lambda _: trial(params))
+        cost, done = cost + Cost(**spent), done + 1
+        progress.report(done, trials)
+        return [loss if math.isfinite(loss) else math.nan for loss in losses.tolist()]
+
+    found = grid.minimize_each(objective, task.space, method.trials, task.seeds)
+    alive = torch.tensor([one.best is not None for one in found])
+    first = task.start()[1]
+    best = [one.trials[0] if one.best is None else one.best for one in found]
+    hyper = task.hyper_of([trial.params for trial in best])
+    trace = {0: task.metrics(first), trials: task.metrics(hyper)}
+    summary = task.summarize(first, hyper, list(trace.values()))
+    return Result(
+        alive,
+        trace,
+        {**blank(summary, alive), **cost_scalars(cost, trials, alive)},
+        points=task.points(first, hyper),
+    )
 
 
 def _joined(trace: Mapping[int, Metrics], other: Mapping[int, Metrics], alive: Tensor) -> dict[int, dict[str, Tensor]]:

@@ -35,9 +35,8 @@ from bilevel.problem import Batch as AnyBatch
 from bilevel.problem import Loss, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result, Structure
-from bilevel.runs import greedy
+from bilevel.runs import OuterLoop, greedy
 from bilevel.settings import Count, NotNegative, Positive, Settings, SettingsError
-from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.rotated_mnist.images import ANGLES, Batch, Domains, Share, Stream, rotated, share
 from bilevel.tasks.rotated_mnist.losses import Losses
 from bilevel.tasks.rotated_mnist.retraining import nominal_parameters, retrained

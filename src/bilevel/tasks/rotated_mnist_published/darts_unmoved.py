@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from bilevel.hypergradients.base import STRICT, Estimate, Hypergradient, advance
 from bilevel.optimizers import Clipped, Momentum, Optimizer
 from bilevel.optimizers.learned import value_of
 from bilevel.problem import Batch
+from bilevel.settings import Positive
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -34,7 +33,7 @@ class UnmovedDARTS(Hypergradient):
     Source: Liu et al. 2019, equation 8, with w' = w; the published code's `_compute_virtual_model`.
     """
 
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    epsilon: Positive = 0.01
 
     def _estimate(
         self,

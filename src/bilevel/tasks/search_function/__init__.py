@@ -23,12 +23,13 @@ from bilevel.outer import Adam
 from bilevel.progress import Progress
 from bilevel.randomness import generator
 from bilevel.results import Point, Result
-from bilevel.settings import Count, Settings
+from bilevel.settings import Count, NotNegative, Settings
 from bilevel.tasks.base import Task
 from bilevel.tasks.search_function import functions
-from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, first_points, run
+from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, run
 from bilevel.tasks.search_function.functions import Functions
 from bilevel.tasks.search_function.gradient import Gradient
+from bilevel.tasks.search_function.random import first_points
 
 GRADIENT = 3
 """Evaluations that a value with its gradient counts for: the way back takes twice the work of the way there."""
@@ -50,8 +51,8 @@ class SearchFunctionSettings(Settings):
     dimensions: list[Count] = Field(default=[1, 2, 3, 5, 10, 50], min_length=1)
     effective: Count | None = 1
     evaluations: Annotated[int, Field(ge=GRADIENT)] = 32
-    small: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
-    ripple: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    small: NotNegative = 0.05
+    ripple: NotNegative = 0.05
 
     @field_validator("dimensions")
     @classmethod

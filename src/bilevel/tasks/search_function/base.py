@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
+from bilevel.settings import STRICT as STRICT
 from bilevel.settings import Configurable, SettingsError
 
 if TYPE_CHECKING:  # Optuna takes a second to import, which the arms with gradients should not wait
     from bilevel.search import Found, Params, Space
-
-STRICT = ConfigDict(strict=True, extra="forbid")
 
 Objective = Callable[[Tensor], Tensor]
 """Points (S, d) in float64, one a seed -> values (S,), NaN where a trial failed."""
@@ -61,20 +59,6 @@ def run(
         return values
 
     search.minimize_each(each, dict.fromkeys(names, (*bounds, False)), trials, seeds)
-
-
-def first_points(dimension: int, bounds: tuple[float, float], seeds: Sequence[int]) -> Tensor:
-    """Where all searches but the grid begin, (S, d): the first random draw."""
-    from bilevel.tasks.search_function.random import Random
-
-    found: list[Tensor] = []
-
-    def objective(points: Tensor) -> Tensor:
-        found.append(points)
-        return torch.zeros(len(points))
-
-    run(Random(), objective, dimension, bounds, 1, seeds)
-    return found[0]
 
 
 def best_so_far(values: Tensor) -> tuple[Tensor, Tensor]:

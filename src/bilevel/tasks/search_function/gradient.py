@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from bilevel.settings import Configurable
+from bilevel.settings import Configurable, Positive
 from bilevel.tasks.search_function.base import STRICT
 
 
@@ -18,7 +15,7 @@ class Gradient(Configurable):
     learning_rate: of Adam, in sides of the cube.
     """
 
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    learning_rate: Positive = 0.1
 
 
 METHOD = Gradient

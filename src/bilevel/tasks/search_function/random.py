@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
-from bilevel.tasks.search_function.base import STRICT, Search
+from bilevel.tasks.search_function.base import STRICT, Search, run
 
 if TYPE_CHECKING:
     from bilevel.search import Found, Params, Space
@@ -26,6 +28,18 @@ class Random(Search):
         from bilevel.search.random import minimize_each
 
         return minimize_each(objective, space, trials, seeds)
+
+
+def first_points(dimension: int, bounds: tuple[float, float], seeds: Sequence[int]) -> Tensor:
+    """Where all searches but the grid begin, (S, d): the first random draw."""
+    found: list[Tensor] = []
+
+    def objective(points: Tensor) -> Tensor:
+        found.append(points)
+        return torch.zeros(len(points))
+
+    run(Random(), objective, dimension, bounds, 1, seeds)
+    return found[0]
 
 
 METHOD = Random

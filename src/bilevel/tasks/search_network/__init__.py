@@ -44,7 +44,8 @@ from bilevel.results import Result
 from bilevel.runs import blank, cost_scalars
 from bilevel.settings import Count, Positive, Settings
 from bilevel.tasks.base import Task
-from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, first_points, run
+from bilevel.tasks.search_function.base import Search, best_so_far, check_affordable, run
+from bilevel.tasks.search_function.random import first_points
 from bilevel.tracing import traced
 
 PRODUCT = 2

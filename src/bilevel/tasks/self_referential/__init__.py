@@ -31,9 +31,8 @@ from bilevel.outer import Adam as OuterAdam
 from bilevel.problem import Batch, Problem
 from bilevel.randomness import generator
 from bilevel.results import Metrics, Result
-from bilevel.runs import blank, greedy
+from bilevel.runs import OuterLoop, blank, greedy
 from bilevel.settings import Count, Positive, Settings
-from bilevel.tasks.base import OuterLoop
 from bilevel.tasks.self_referential.sequences import Encoding, Sequences, codes, draw_sequences
 from bilevel.tracing import traced
 

@@ -1,0 +1,113 @@
+"""Copies of the tree, in which commands are run that change it, or that are to see it changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from bilevel import config
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "config.yaml", "workflow", "profiles", "src", "report", "envs")
+SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
+
+
+def copy_to(folder: Path, *more: str) -> None:
+    """Everything that the pipeline needs, and `more`, into a folder that need not be there."""
+    folder.mkdir(exist_ok=True)
+    for part in (*PARTS, *more):
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / part, folder / part)
+
+
+def variables(folder: Path, given: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables for a process that is to use the code of a copy and the commands of this Python."""
+    paths = {"PYTHONPATH": str(folder / "src"), "PATH": f"{Path(sys.executable).parent}:{given['PATH']}"}
+    return {**given, **paths}
+
+
+class Tree:
+    """A copy of the tree, in which snakemake runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        copy_to(folder)
+
+    def snakemake(self, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", *arguments, "--cores", str(cores), *SMOKE],
+            cwd=self.folder,
+            env=variables(self.folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=1500,
+        )
+
+    def planned(self) -> set[str]:
+        """`study/method` of the runs that a dry run would start."""
+        answer = self.snakemake("--dry-run")
+        assert answer.returncode == 0, answer.stdout
+        return set(re.findall(r"output: results/runs/([a-z0-9_.]+/[a-z0-9_.]+)/", answer.stdout))
+
+    def asked_for(self) -> list[config.Run]:
+        """Every job that the configuration with the smoke preset over it asks for."""
+        files = [self.folder / "config.yaml", self.folder / SMOKE[1]]
+        return list(config.read(config.layered(files)).runs())
+
+    def rows(self) -> dict[str, str]:
+        """`study/method`, as the configuration calls them, and the method's own name."""
+        studies = yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))["studies"]
+        return {
+            f"{study}/{row}": entry["method"]
+            for study, chosen in studies.items()
+            for row, entry in chosen["methods"].items()
+        }
+
+    def tables(self) -> dict[str, bytes]:
+        names = (
+            "scalars.csv",
+            "trace.csv",
+            "histograms.csv",
+            "points.csv",
+            "structures.csv",
+            "cells.csv",
+            "claims.csv",
+            "provenance.json",
+        )
+        return {name: (self.folder / "results/tables" / name).read_bytes() for name in names}
+
+    def finished(self) -> set[str]:
+        """Folders of the jobs that have a record."""
+        runs = self.folder / "results/runs"
+        return {str(path.parent.relative_to(runs)) for path in runs.glob("*/*/*/record.json")}
+
+    def gaps(self) -> list[dict[str, object]]:
+        """Missing runs as the partial report names them."""
+        missing: list[dict[str, object]] = json.loads(
+            (self.folder / "results/partial/tables/provenance.json").read_text(encoding="utf-8")
+        )["missing"]
+        return missing
+
+    @contextmanager
+    def edited(self, path: str, old: str, new: str) -> Iterator[None]:
+        file = self.folder / path
+        before = file.read_text(encoding="utf-8")
+        assert old in before
+        file.write_text(before.replace(old, new, 1), encoding="utf-8")
+        try:
+            yield
+        finally:
+            file.write_text(before, encoding="utf-8")
