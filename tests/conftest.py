@@ -17,10 +17,10 @@ settings.load_profile("bilevel")
 
 
 # derivatives in a fork fail once some other tests have had torch start threads in the same process
-FORKING = {"test_checkpoint_tasks.py", "test_memory.py"}
+FORKING = {"test_memory.py": -2, "test_checkpoint_tasks.py": -1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that run Snakemake first, as they take minutes: otherwise one worker is left with them in the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("pipeline"))
-    items.sort(key=lambda item: (-slow[item.path], item.path.name not in FORKING))
+    items.sort(key=lambda item: (-slow[item.path], FORKING.get(item.path.name, 0)))
