@@ -16,19 +16,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tree import Tree, variables
+from tree import SECONDS_LONG as SPEC
+from tree import Tree, begin
 
 from bilevel.columns import COLUMNS
 
-SPEC: dict[str, Any] = {
-    "deck": "002",
-    "task": "learned_optimizer",
-    "settings": {"count": 4, "size": 3, "other_size": 4, "steps": 8, "unroll": 4, "units": 3, "outer_steps": 200},
-    "method": "trajectory",
-    "method_settings": {},
-    "device": "cpu",
-    "threads": 1,
-}
 FILES = [f"{name}.csv" for name in COLUMNS if name != "measurements"]
 
 
@@ -120,15 +112,8 @@ def small_tree(folder: Path) -> Tree:
 
 
 def snakemake(tree: Tree, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "results/tables/scalars.csv", "--cores", "2", *arguments],
-        cwd=tree.folder,
-        env=variables(tree.folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    command = [sys.executable, "-m", "snakemake", "results/tables/scalars.csv", "--cores", "2", *arguments]
+    return begin(tree.folder, command)
 
 
 def ended(process: subprocess.Popen[str], *, well: bool = True) -> str:

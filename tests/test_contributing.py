@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tree import ROOT, copy_to, variables
+from tree import ROOT, copy_to, run_in
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -82,16 +82,7 @@ class Copy:
         return ""
 
     def run(self, commands: str) -> str:
-        answer = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", commands],
-            cwd=self.folder,
-            env=variables(self.folder),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=900,
-        )
+        answer = run_in(self.folder, ["bash", "-euo", "pipefail", "-c", commands])
         assert answer.returncode == 0, answer.stdout
         return answer.stdout
 

@@ -14,19 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tree import SECONDS_LONG as SPEC
+from tree import variables
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks of a preloaded process need Linux")
 
 ROOT = Path(__file__).parent.parent
-SPEC: dict[str, Any] = {
-    "deck": "002",
-    "task": "learned_optimizer",
-    "settings": {"count": 4, "size": 3, "other_size": 4, "steps": 8, "unroll": 4, "units": 3, "outer_steps": 200},
-    "method": "trajectory",
-    "method_settings": {},
-    "device": "cpu",
-    "threads": 1,
-}
 
 
 class Preloaded:
@@ -35,7 +28,7 @@ class Preloaded:
     def __init__(self, folder: Path) -> None:
         self.folder, self.socket = folder, folder / "socket"
         shutil.copytree(ROOT / "src", folder / "src")
-        self.environment = {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+        self.environment = {**variables(folder), "OMP_NUM_THREADS": "1"}
         self.master = subprocess.Popen(["sleep", "600"])
         self.process = self.start("preload", str(self.socket), "--until", str(self.master.pid))
         wait(lambda: answers(self.socket))

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,6 +21,16 @@ from bilevel import config
 ROOT = Path(__file__).parent.parent
 PARTS = ("Snakefile", "config.yaml", "workflow", "profiles", "src", "report", "envs")
 SMOKE = ("--configfile", "workflow/presets/smoke.yaml")
+SECONDS_LONG: dict[str, Any] = {
+    "deck": "002",
+    "task": "learned_optimizer",
+    "settings": {"count": 4, "size": 3, "other_size": 4, "steps": 8, "unroll": 4, "units": 3, "outer_steps": 200},
+    "method": "trajectory",
+    "method_settings": {},
+    "device": "cpu",
+    "threads": 1,
+}
+"""Of a run with enough steps to be killed in the middle."""
 
 
 def copy_to(folder: Path, *more: str) -> None:
@@ -37,6 +49,30 @@ def variables(folder: Path, given: Mapping[str, str] = os.environ) -> dict[str, 
     return {**given, **paths}
 
 
+def begin(folder: Path, command: Sequence[str]) -> subprocess.Popen[str]:
+    """A process in a copy, and all it says; in a session of its own, so that signals reach nobody else."""
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=variables(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def run_in(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """The command, ended; it is killed if it takes 25 minutes."""
+    with begin(folder, command) as process:
+        try:
+            answer, _ = process.communicate(timeout=1500)
+        except BaseException:  # and where the tests are interrupted
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, answer)
+
+
 class Tree:
     """A copy of the tree, in which snakemake runs."""
 
@@ -45,16 +81,7 @@ class Tree:
         copy_to(folder)
 
     def snakemake(self, *arguments: str, cores: int = 2) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments, "--cores", str(cores), *SMOKE],
-            cwd=self.folder,
-            env=variables(self.folder),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=1500,
-        )
+        return run_in(self.folder, [sys.executable, "-m", "snakemake", *arguments, "--cores", str(cores), *SMOKE])
 
     def planned(self) -> set[str]:
         """`study/method` of the runs that a dry run would start."""

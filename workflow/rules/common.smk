@@ -1,5 +1,6 @@
 """Configuration, checked before any rule, and what the rules share."""
 
+import atexit
 import os
 import subprocess
 import sys
@@ -50,12 +51,11 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
-SOCKETS = tempfile.TemporaryDirectory(prefix="bilevel-")  # removed with this process
-
-
 def preload():
     """Have the jobs of this machine begin as forks of a process that has imported everything; it ends with this one."""
-    socket = f"{SOCKETS.name}/preloaded"
+    folder = tempfile.TemporaryDirectory(prefix="bilevel-")
+    atexit.register(folder.cleanup)
+    socket = f"{folder.name}/preloaded"
     os.environ.update(BILEVEL_PRELOADED=socket)  # for the jobs
     log = Path("results/logs/preload.log")
     log.parent.mkdir(parents=True, exist_ok=True)
