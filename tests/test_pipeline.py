@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from page import Browser, needs_chromium
 from tree import Tree, variables
 
 # all tables, without figures and page, which take longer
@@ -23,6 +24,26 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     answer = result.snakemake()
     assert answer.returncode == 0, answer.stdout
     return result
+
+
+# words of a drawing that reach beyond it, where they are not seen
+CUT = """[...document.querySelectorAll("svg.panel")].flatMap((panel) => {
+  const box = panel.getBoundingClientRect();
+  return [...panel.querySelectorAll("text")].filter((each) => {
+    const at = each.getBoundingClientRect();
+    return Math.max(at.right - box.right, box.left - at.left, at.bottom - box.bottom, box.top - at.top) > 1;
+  }).map((each) => `${panel.querySelector("title").textContent}: ${each.textContent}`);
+})"""
+
+
+@needs_chromium
+def test_no_figure_of_the_page_cuts_off_its_words(tree: Tree) -> None:
+    with Browser() as browser:
+        browser.open(tree.folder / "results/report.html", 1300)
+        assert browser.evaluate("document.querySelectorAll('svg.panel text').length") > 1000
+        assert browser.evaluate(CUT) == []
+        assert browser.console == []
+        assert browser.outgoing() == []
 
 
 def test_smoke_run_makes_the_report_with_every_run_in_it(tree: Tree) -> None:

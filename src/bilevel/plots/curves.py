@@ -7,14 +7,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from bilevel.plots import frames
-from bilevel.plots.lines import BOTTOM, HEIGHT, LABEL_GAP, LEFT, RIGHT, TOP, WIDTH, Line, spread
+from bilevel.plots.lines import HEIGHT, WIDTH, End, Line, box, names
 from bilevel.plots.look import Look
 from bilevel.plots.sheet import Group, Panel, Sheet, canvas, empty, style
 from bilevel.statistics import Interval, mean_interval
@@ -200,12 +199,12 @@ def _panel(
         return empty(WIDTH, HEIGHT, title)
     figure = canvas(WIDTH, HEIGHT)
     with style():
-        box = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT)
-        axes = figure.add_axes(box)
+        axes = figure.add_axes(box([look.method(curve.line.method) for curve in found]))
         _frame(axes, title, across, up)
         for curve in found:
             _draw(axes, curve, up, look)
-        _names(axes, found, across, up, look)
+        ends = [End(curve.line, (curve.line.y[-1].mean - up.low) / (up.high - up.low)) for curve in found]
+        names(axes, ends, look)
         if note:
             axes.text(1, 1.035, note, ha="right", fontsize=8, alpha=0.75, transform=axes.transAxes)
         if missing:
@@ -246,7 +245,7 @@ def _ticks(axis: Axis, most: int) -> dict[float, str]:
 
 def _plain(place: float) -> str:
     """10 to that power as a number; as a multiple of a whole power where it is very large or very small."""
-    if -3 - 1e-9 <= place < 5 - 1e-9:
+    if -3 - 1e-9 <= place < 4 - 1e-9:
         return f"{10**place:,.4g}".replace(",", "\u202f")
     first, exponent = f"{10**place:.0e}".split("e")
     return _power(float(exponent)) if first == "1" else f"{first}·{_power(float(exponent))}"
@@ -282,23 +281,6 @@ def _runs(line: Line, up: Axis) -> Iterator[tuple[list[float], list[Interval]]]:
     for _, group in groupby(zip(line.x, line.y, strict=True), key=lambda point: point[1].mean == up.floor):
         points = list(group)
         yield [x for x, _ in points], [y for _, y in points]
-
-
-def _names(axes: Axes, found: Sequence[Curve], across: Axis, up: Axis, look: Look) -> None:
-    """Names beside the right edge, in the order of the lines' ends; a leader where the line ends at the edge."""
-    height = HEIGHT - BOTTOM - TOP
-    ends = [(curve.line.y[-1].mean - up.low) / (up.high - up.low) for curve in found]
-    places = spread(ends, LABEL_GAP / height, 0.02, 0.98)
-    inch = 1 / (WIDTH - LEFT - RIGHT)
-    for curve, end, place in zip(found, ends, places, strict=True):
-        method = curve.line.method
-        drawn: dict[str, Any] = {"color": look.color(method), "clip_on": False, "transform": axes.transAxes}
-        if curve.line.x[-1] >= across.high:
-            axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **drawn)
-        sample = [1 + 0.12 * inch, 1 + 0.34 * inch]
-        axes.plot(sample, [place, place], linestyle=look.dash(method), dash_capstyle="butt", **drawn)
-        name = look.method(method)
-        axes.text(1 + 0.4 * inch, place, name, va="center_baseline", fontsize=8.5, transform=axes.transAxes)
 
 
 def _words(found: Sequence[Curve], missing: Sequence[str], up: Axis, look: Look) -> str:

@@ -12,15 +12,21 @@ from matplotlib.axes import Axes
 from scipy.optimize import isotonic_regression
 
 from bilevel.plots.look import Look
-from bilevel.plots.sheet import Panel, canvas, empty, style
+from bilevel.plots.sheet import Panel, canvas, empty, style, text_width
 from bilevel.statistics import Interval
 
-WIDTH, HEIGHT = 4.35, 3.1
-LEFT, RIGHT, BOTTOM, TOP = 0.42, 1.42, 0.44, 0.5
-"""Margins in inches; names of methods stand in the right one."""
+WIDTH, HEIGHT = 4.43, 3.1
+LEFT, RIGHT, BOTTOM, TOP = 0.5, 1.42, 0.44, 0.5
+"""Margins in inches; names of methods stand in the right one, which is wider where these are long."""
+
+SIZE = 8.5
+"""Of names, in points."""
 
 LABEL_GAP = 0.152
 """Least distance of two names, in inches."""
+
+_NAME = 0.4
+"""Where names begin, in inches from the axes."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,14 @@ class Line:
     method: str
     x: tuple[float, ...]
     y: tuple[Interval, ...]
+
+
+@dataclass(frozen=True)
+class End:
+    """Of a line; its height is a share of that of the axes."""
+
+    line: Line
+    height: float
 
 
 @dataclass(frozen=True)
@@ -68,16 +82,39 @@ def panel(title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scal
         return empty(WIDTH, HEIGHT, title)
     figure = canvas(WIDTH, HEIGHT)
     with style():
-        box = (LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + RIGHT) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT)
-        axes = figure.add_axes(box)
+        axes = figure.add_axes(box([look.method(line.method) for line in lines]))
         _frame(axes, title, scale)
         for line in lines:
             _draw(axes, line, scale, look)
-        _names(axes, lines, scale, look)
+        low, high = scale.y
+        names(axes, [End(line, (line.y[-1].mean * scale.factor - low) / (high - low)) for line in lines], look)
         if missing:
             text = "not run: " + ", ".join(look.method(key) for key in missing[:3]) + (", …" if missing[3:] else "")
             figure.text(1 - 0.02 / WIDTH, 1 - 0.24 / HEIGHT, text, ha="right", fontstyle="italic", fontsize=8)
     return Panel(figure, f"{scale.y_label}: {title}", words)
+
+
+def box(labels: Sequence[str]) -> tuple[float, float, float, float]:
+    """Where the axes are, as shares of the panel, so that lines of these names can be named."""
+    right = max([RIGHT, *(_NAME + text_width(label, SIZE) + _NAME / 20 for label in labels)])
+    return LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + right) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT
+
+
+def names(axes: Axes, ends: Sequence[End], look: Look) -> None:
+    """Names beside the right edge, in the order of the lines' ends; a leader where the line ends at the edge."""
+    height = HEIGHT - BOTTOM - TOP
+    places = spread([end.height for end in ends], LABEL_GAP / height, 0.02, 0.98)
+    inch = 1 / (axes.get_position().width * WIDTH)
+    edge = axes.get_xlim()[1]
+    for end, place in zip(ends, places, strict=True):
+        method = end.line.method
+        drawn: dict[str, Any] = {"color": look.color(method), "clip_on": False, "transform": axes.transAxes}
+        if end.line.x[-1] >= edge:
+            axes.plot([1.0, 1 + 0.12 * inch], [end.height, place], linewidth=0.6, alpha=0.7, **drawn)
+        sample = [1 + 0.12 * inch, 1 + 0.34 * inch]
+        axes.plot(sample, [place, place], linestyle=look.dash(method), dash_capstyle="butt", **drawn)
+        at = 1 + _NAME * inch, place
+        axes.text(*at, look.method(method), va="center_baseline", fontsize=SIZE, transform=axes.transAxes)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -116,28 +153,6 @@ def _draw(axes: Axes, line: Line, scale: Scale, look: Look) -> None:
         axes.fill_between(line.x, low, high, color=color, alpha=0.11, linewidth=0)
     whole = scale.y[0] <= mean[-1] <= scale.y[1]
     axes.plot(line.x[-1:], mean[-1:], marker="o", markersize=3.6, color=color, markeredgewidth=0, clip_on=not whole)
-
-
-def _names(axes: Axes, lines: Sequence[Line], scale: Scale, look: Look) -> None:
-    """Names beside the right edge, in the order of the lines' ends; a leader where the line ends at the edge."""
-    height = HEIGHT - BOTTOM - TOP
-    ends = [(line.y[-1].mean * scale.factor - scale.y[0]) / (scale.y[1] - scale.y[0]) for line in lines]
-    places = spread(ends, LABEL_GAP / height, 0.02, 0.98)
-    inch = 1 / (WIDTH - LEFT - RIGHT)
-    for line, end, place in zip(lines, ends, places, strict=True):
-        drawn: dict[str, Any] = {"color": look.color(line.method), "clip_on": False, "transform": axes.transAxes}
-        if line.x[-1] >= scale.x[1]:
-            axes.plot([1.0, 1 + 0.12 * inch], [end, place], linewidth=0.6, alpha=0.7, **drawn)
-        sample = [1 + 0.12 * inch, 1 + 0.34 * inch]
-        axes.plot(sample, [place, place], linestyle=look.dash(line.method), dash_capstyle="butt", **drawn)
-        axes.text(
-            1 + 0.4 * inch,
-            place,
-            look.method(line.method),
-            va="center_baseline",
-            fontsize=8.5,
-            transform=axes.transAxes,
-        )
 
 
 def describe(lines: Sequence[Line], missing: Sequence[str], scale: Scale, look: Look, digits: int) -> str:
