@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilevel import __version__
 from bilevel.errors import UserError
 from bilevel.files import not_ahead_of_the_clock
-from bilevel.progress import say
 
 if TYPE_CHECKING:
-    from bilevel.checkpoint import CheckpointFile
     from bilevel.config import Config
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -48,9 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: memory was used up: {error or 'an allocation failed'}\n{_LESS_MEMORY}", file=sys.stderr)
         raise SystemExit(1) from None
 
-
-_GRACE = 10
-"""Seconds from a signal to end until the process is ended, saved or not."""
 
 _LESS_MEMORY = """What helps: fewer seeds_per_job, fewer jobs at a time (--cores), smaller sizes in settings, or more
 memory (mem_mb of the rule, on a cluster)."""
@@ -89,25 +80,34 @@ report) are what its rules call; any of them can be repeated by hand, as `snakem
 
 def _add_questions(commands: _Commands) -> None:
     """What people ask."""
-    listing = _add(
+    for add in (_add_list, _add_explain, _add_plan, _add_watch, _add_reference, _add_schema):
+        add(commands)
+
+
+def _add_list(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "list",
         _list,
         "Show what there is to choose from, a line each: tasks, methods, data sets, teachers, inner optimizers.",
         "bilevel list methods",
     )
-    listing.add_argument("kind", nargs="?", choices=_KINDS, help="only these; default: all")
+    parser.add_argument("kind", nargs="?", choices=_KINDS, help="only these; default: all")
 
-    explain = _add(
+
+def _add_explain(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "explain",
         _explain,
         "Say what a method is (formula, settings, cost, memory, source), or a task, data set, teacher or optimizer.",
         "bilevel explain aggregated\n  bilevel explain cleaning_published/drmad",
     )
-    explain.add_argument("name", help="as `bilevel list` has it")
+    parser.add_argument("name", help="as `bilevel list` has it")
 
-    plan = _add(
+
+def _add_plan(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "plan",
         _plan,
@@ -115,14 +115,16 @@ def _add_questions(commands: _Commands) -> None:
         "study, and whether its seeds will decide the claims. Times are those of earlier runs.",
         "bilevel plan --config config.yaml workflow/presets/full.yaml",
     )
-    _add_config(plan, default="config.yaml")
-    _add_results(plan)
-    plan.add_argument("--cores", type=int, help="of the machine; default: those of this one")
-    plan.add_argument(
+    _add_config(parser, default="config.yaml")
+    _add_results(parser)
+    parser.add_argument("--cores", type=int, help="of the machine; default: those of this one")
+    parser.add_argument(
         "--save", type=Path, metavar="FILE", help="also write the times of the runs in RESULTS to a CSV file"
     )
 
-    watching = _add(
+
+def _add_watch(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "watch",
         _watch,
@@ -130,13 +132,15 @@ def _add_questions(commands: _Commands) -> None:
         "after a while, until all are done.",
         "bilevel watch\n  bilevel watch --once --all",
     )
-    _add_config(watching, default="what the pipeline was last started with, RESULTS/config.json")
-    _add_results(watching)
-    watching.add_argument("--once", action="store_true", help="print one table and end")
-    watching.add_argument("--all", action="store_true", help="show every run, not only what is running or has failed")
-    watching.add_argument("--seconds", type=float, default=5.0, help="between two tables; default: %(default)s")
+    _add_config(parser, default="what the pipeline was last started with, RESULTS/config.json")
+    _add_results(parser)
+    parser.add_argument("--once", action="store_true", help="print one table and end")
+    parser.add_argument("--all", action="store_true", help="show every run, not only what is running or has failed")
+    parser.add_argument("--seconds", type=float, default=5.0, help="between two tables; default: %(default)s")
 
-    reference = _add(
+
+def _add_reference(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "reference",
         _reference,
@@ -144,12 +148,14 @@ def _add_questions(commands: _Commands) -> None:
         "which takes hours.",
         "bilevel reference full",
     )
-    reference.add_argument("name", help="of the run, as the page will call it: a folder in FOLDER")
-    _add_results(reference)
-    reference.add_argument(
+    parser.add_argument("name", help="of the run, as the page will call it: a folder in FOLDER")
+    _add_results(parser)
+    parser.add_argument(
         "--output", type=Path, default=Path("report/reference"), metavar="FOLDER", help="default: %(default)s"
     )
 
+
+def _add_schema(commands: _Commands) -> None:
     _add(
         commands,
         "schema",
@@ -161,19 +167,36 @@ def _add_questions(commands: _Commands) -> None:
 
 def _add_jobs(commands: _Commands) -> None:
     """What the rules of the pipeline run."""
-    data = _add(
+    for add in (
+        _add_data,
+        _add_teacher,
+        _add_run,
+        _add_preload,
+        _add_tables,
+        _add_claims,
+        _add_figures,
+        _add_report,
+        _add_partial,
+    ):
+        add(commands)
+
+
+def _add_data(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "data",
         _data,
         "Find a data set, check its content, and write it as one file with a digest beside it.",
         "bilevel data mnist --directories ~/data --output results/data/mnist.safetensors",
     )
-    data.add_argument("name", help="as `bilevel list data` has it")
-    data.add_argument("--directories", nargs="*", default=[], metavar="FOLDER", help="folders to look in first")
-    data.add_argument("--download", action="store_true", help="allow the official address")
-    data.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
+    parser.add_argument("name", help="as `bilevel list data` has it")
+    parser.add_argument("--directories", nargs="*", default=[], metavar="FOLDER", help="folders to look in first")
+    parser.add_argument("--download", action="store_true", help="allow the official address")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a .safetensors file")
 
-    teacher = _add(
+
+def _add_teacher(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "teacher",
         _teacher,
@@ -181,14 +204,16 @@ def _add_jobs(commands: _Commands) -> None:
         "bilevel teacher logistic_anew --seed 0 --output results/teachers/logistic_anew \\\n"
         '    --spec \'{"teacher": "logistic", "settings": {}, "device": "cpu", "threads": 1}\'',
     )
-    teacher.add_argument("name", help="what the configuration calls it")
-    teacher.add_argument("--seed", type=int, required=True)
-    _add_spec(teacher, "kind of teacher, settings, device and threads")
-    teacher.add_argument("--data", type=Path, metavar="FILE", help="made by `data`, for kinds that use one")
-    _add_output(teacher, "folder of the teacher's files")
-    _add_checkpoint(teacher)
+    parser.add_argument("name", help="what the configuration calls it")
+    parser.add_argument("--seed", type=int, required=True)
+    _add_spec(parser, "kind of teacher, settings, device and threads")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="made by `data`, for kinds that use one")
+    _add_output(parser, "folder of the teacher's files")
+    _add_checkpoint(parser)
 
-    run = _add(
+
+def _add_run(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "run",
         _run,
@@ -197,12 +222,12 @@ def _add_jobs(commands: _Commands) -> None:
         '    --spec \'{"deck": "000", "task": "bias", "settings": {"problem": "quadratic"}, "method": "unrolled",\n'
         '             "method_settings": {}, "device": "cpu", "threads": 1}\'',
     )
-    run.add_argument("--study", required=True, metavar="NAME")
-    run.add_argument("--method", required=True, metavar="NAME", help="its name within the study")
-    run.add_argument("--seeds", type=int, nargs="+", required=True, metavar="SEED")
-    _add_spec(run, "deck, task, settings, method, method_settings, device and threads")
-    run.add_argument("--data", type=Path, metavar="FILE", help="made by `data`, for tasks that use one")
-    run.add_argument(
+    parser.add_argument("--study", required=True, metavar="NAME")
+    parser.add_argument("--method", required=True, metavar="NAME", help="its name within the study")
+    parser.add_argument("--seeds", type=int, nargs="+", required=True, metavar="SEED")
+    _add_spec(parser, "deck, task, settings, method, method_settings, device and threads")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="made by `data`, for tasks that use one")
+    parser.add_argument(
         "--teachers",
         nargs="+",
         type=Path,
@@ -210,10 +235,12 @@ def _add_jobs(commands: _Commands) -> None:
         metavar="FILE",
         help="digests made by `teacher`, one for each seed or one for all, for tasks that distill one",
     )
-    _add_output(run, "folder of the run's files")
-    _add_checkpoint(run)
+    _add_output(parser, "folder of the run's files")
+    _add_checkpoint(parser)
 
-    preload = _add(
+
+def _add_preload(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "preload",
         _preload,
@@ -221,43 +248,51 @@ def _add_jobs(commands: _Commands) -> None:
         "the socket in BILEVEL_PRELOADED. The pipeline starts this beside itself.",
         "bilevel preload /tmp/socket --until $$ & BILEVEL_PRELOADED=/tmp/socket python -m bilevel run …",
     )
-    preload.add_argument("socket", type=Path, metavar="PATH", help="of the socket to be made")
-    preload.add_argument("--until", type=int, required=True, metavar="PID", help="end with this process")
+    parser.add_argument("socket", type=Path, metavar="PATH", help="of the socket to be made")
+    parser.add_argument("--until", type=int, required=True, metavar="PID", help="end with this process")
 
-    tables = _add(
+
+def _add_tables(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "tables",
         _tables,
         "Put the files of all runs together into tables, with means and intervals over seeds.",
         "bilevel tables --config config.yaml --runs results/runs --output results/tables",
     )
-    _add_config(tables)
-    tables.add_argument("--runs", type=Path, required=True, metavar="FOLDER")
-    _add_output(tables, "folder of the tables")
+    _add_config(parser)
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER")
+    _add_output(parser, "folder of the tables")
 
-    claims = _add(
+
+def _add_claims(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "claims",
         _claims,
         "Test every claim on the tables.",
         "bilevel claims --claims report/claims.yaml --scalars results/tables/scalars.csv --output claims.csv",
     )
-    claims.add_argument("--claims", type=Path, required=True, metavar="FILE")
-    claims.add_argument("--scalars", type=Path, required=True, metavar="FILE")
-    _add_output(claims, "a .csv file")
+    parser.add_argument("--claims", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--scalars", type=Path, required=True, metavar="FILE")
+    _add_output(parser, "a .csv file")
 
-    figures = _add(
+
+def _add_figures(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "figures",
         _figures,
         "Draw the figures of a deck from the tables.",
         "bilevel figures 000 --decks report/decks.yaml --tables results/tables --output results/figures/000",
     )
-    figures.add_argument("deck", help="its number, such as 000")
-    _add_report_inputs(figures)
-    _add_output(figures, "folder of the figures")
+    parser.add_argument("deck", help="its number, such as 000")
+    _add_report_inputs(parser)
+    _add_output(parser, "folder of the figures")
 
-    report = _add(
+
+def _add_report(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "report",
         _report,
@@ -265,22 +300,24 @@ def _add_jobs(commands: _Commands) -> None:
         "bilevel report --decks report/decks.yaml --tables results/tables --figures results/figures \\\n"
         "    --references report/reference --output results/report.html",
     )
-    _add_report_inputs(report)
-    report.add_argument("--figures", type=Path, required=True, metavar="FOLDER")
-    report.add_argument(
+    _add_report_inputs(parser)
+    parser.add_argument("--figures", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
         "--references", type=Path, metavar="FOLDER", help="tables of earlier runs, to be shown beside these"
     )
-    _add_output(report, "an .html file")
+    _add_output(parser, "an .html file")
 
-    partial = _add(
+
+def _add_partial(commands: _Commands) -> None:
+    parser = _add(
         commands,
         "partial",
         _partial,
         "Make tables, figures and page of whatever runs there are, with the gaps named.",
         "bilevel partial --config config.yaml --results results",
     )
-    _add_config(partial)
-    _add_results(partial)
+    _add_config(parser)
+    _add_results(parser)
 
 
 _KINDS = ("tasks", "methods", "data", "teachers", "optimizers")
@@ -360,170 +397,18 @@ def _preload(arguments: argparse.Namespace) -> None:
 
 
 def _teacher(arguments: argparse.Namespace) -> None:
-    keep_memory()
-    from bilevel import registry
-    from bilevel.data import load
-    from bilevel.teachers import save, teacher_class
+    from bilevel import jobs
 
-    begin = time.perf_counter()
-    spec: dict[str, Any] = arguments.spec
-    _check_spec(spec, {"teacher", "settings", "device", "threads"}, [arguments.seed])
-    device = _prepared_device(spec)
-    kind = teacher_class(spec["teacher"])
-    code = registry.teacher_code_hash(spec["teacher"])
-    dataset = None if arguments.data is None else load(arguments.data)
-    made_of = {**spec, "data": _digests(arguments.data)}
-    teacher = kind(arguments.name, kind.read_settings(spec["settings"]), dataset, device)
-    named = [arguments.name, arguments.seed, spec]
-    checkpoint = _checkpoint_file(arguments, device, settings=named, code=code, data=made_of["data"])
-    teacher.checkpoint = checkpoint.root
-    trained = teacher.train(arguments.seed)
-    save(trained, arguments.output, name=arguments.name, seed=arguments.seed, spec=made_of)
-    not_ahead_of_the_clock(*_digest_files(arguments.data))
-    checkpoint.remove()
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in trained.metrics.items())
-    say(f"teacher {arguments.name}, seed {arguments.seed}: {metrics}; {time.perf_counter() - begin:.1f} s")
+    kept = {"checkpoint": arguments.checkpoint, "checkpoint_seconds": arguments.checkpoint_seconds}
+    jobs.teacher(arguments.name, arguments.seed, arguments.spec, jobs.Files(arguments.output, arguments.data, **kept))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    keep_memory()
-    from bilevel import preloaded, registry, results
-    from bilevel.data import load
-    from bilevel.tasks import create_method, run, task_class
-    from bilevel.teachers import load as load_teacher
+    from bilevel import jobs
 
-    started = datetime.now(UTC).isoformat(timespec="seconds")
-    begin = time.perf_counter()
-    spec: dict[str, Any] = arguments.spec
-    keys = {"deck", "task", "settings", "method", "method_settings", "device", "threads"}
-    _check_spec(spec, keys | ({"teacher"} if arguments.teachers else set()), arguments.seeds)
-    if len(arguments.teachers) not in (0, 1, len(arguments.seeds)):
-        raise UserError(
-            f"--teachers: expected one for all seeds or one for each of {len(arguments.seeds)}, "
-            f"got {len(arguments.teachers)}"
-        )
-    device = _prepared_device(spec)
-    cls = task_class(spec["task"])
-    settings = cls.read_settings(spec["settings"])
-    method = create_method(spec["task"], spec["method"], spec["method_settings"])
-    # taken before the work, so that an edit while a job runs is seen afterwards
-    code = registry.run_code_hash(spec["task"], spec["method"])
-    dataset = None if arguments.data is None else load(arguments.data)
-    teachers = [load_teacher(digest) for digest in arguments.teachers]
-    each = teachers * len(arguments.seeds) if len(teachers) == 1 else teachers
-    made_of = {
-        "data": _digests(arguments.data),
-        "teachers": {str(digest.seed): digest.sha256 for _, digest in teachers},
-    }
-    named = [arguments.study, arguments.method, spec]
-    checkpoint = _checkpoint_file(arguments, device, settings=named, code=code, seeds=arguments.seeds, **made_of)
-    result = run(
-        cls,
-        method,
-        study=arguments.study,
-        settings=settings,
-        dataset=dataset,
-        seeds=arguments.seeds,
-        device=device,
-        teachers=[tensors for tensors, _ in each],
-        name=f"{arguments.study} {arguments.method}",
-        checkpoint=checkpoint.root,
-    )
-    record = {
-        "spec": spec,
-        "task": spec["task"],
-        "deck": spec["deck"],
-        "settings": {"task": settings.model_dump(), "method": {"method": spec["method"], **_fields(method)}},
-        "code_hash": code,
-        **made_of,
-        **results.surroundings(device),
-        "seconds": checkpoint.earlier + time.perf_counter() - begin,
-        "resumed": checkpoint.resumed,
-        "peak_memory_mb": results.peak_memory_mb() + preloaded.shared_mb(),
-        "started": started,
-    }
-    results.save(
-        result,
-        arguments.output,
-        study=arguments.study,
-        method=arguments.method,
-        seeds=arguments.seeds,
-        record=record,
-    )
-    tensors = [digest.with_suffix(".safetensors") for digest in arguments.teachers]
-    not_ahead_of_the_clock(*_digest_files(arguments.data), *arguments.teachers, *tensors)
-    checkpoint.remove()
-    good = int(result.alive.sum())
-    say(f"{arguments.study} {arguments.method}: {good} of {len(arguments.seeds)} seeds ok, {record['seconds']:.1f} s")
-
-
-def _checkpoint_file(arguments: argparse.Namespace, device: Any, **made_of: Any) -> CheckpointFile:
-    """The file that `--checkpoint` names, of what a command is `made_of`; signals to end are obeyed after a save."""
-    from bilevel import results
-    from bilevel.checkpoint import CheckpointFile
-
-    found = results.surroundings(device)
-    file = CheckpointFile(arguments.checkpoint, {**made_of, **found}, arguments.checkpoint_seconds)
-    if arguments.checkpoint is None:
-        return file
-
-    def end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        signal.alarm(_GRACE)  # which ends the process, should there be no opportunity to save before
-        file.end(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    return file
-
-
-def _digest_files(data: Path | None) -> list[Path]:
-    return [] if data is None else [data.with_suffix(".json")]
-
-
-def _digests(data: Path | None) -> dict[str, Any]:
-    return {} if data is None else {data.stem: json.loads(data.with_suffix(".json").read_text())}
-
-
-def _check_spec(spec: Any, keys: set[str], seeds: list[int]) -> None:
-    from bilevel.config import MAX_SEED
-
-    if not isinstance(spec, dict) or set(spec) != keys:
-        raise UserError(f"--spec: expected a JSON object with the keys {', '.join(sorted(keys))}")
-    if not isinstance(spec["threads"], int) or spec["threads"] < 1:
-        raise UserError(f"--spec: threads must be 1 or more, got {spec['threads']!r}")
-    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= MAX_SEED for seed in seeds):
-        raise UserError(f"--seeds: expected different seeds from 0 to {MAX_SEED}, got {seeds}")
-
-
-def _prepared_device(spec: dict[str, Any]) -> Any:
-    """The device that `spec` asks for, with torch set up as every computation is."""
-    import torch
-
-    device = _device(spec["device"])
-    torch.set_num_threads(spec["threads"])
-    # what torch.use_deterministic_algorithms does, which however imports a compiler, for a second and a half
-    torch.set_deterministic_debug_mode("error")
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010  # untyped; nothing reads it
-    return device
-
-
-def _fields(method: Any) -> dict[str, Any]:
-    import dataclasses
-
-    return dataclasses.asdict(method)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"compute.device: expected auto, cpu or cuda, got {name!r}")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("compute.device: cuda was asked for, but torch finds no CUDA device; use cpu or auto")
-    return torch.device(name)
+    kept = {"checkpoint": arguments.checkpoint, "checkpoint_seconds": arguments.checkpoint_seconds}
+    files = jobs.Files(arguments.output, arguments.data, tuple(arguments.teachers), **kept)
+    jobs.run(arguments.study, arguments.method, arguments.seeds, arguments.spec, files)
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -547,10 +432,10 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _plan(arguments: argparse.Namespace) -> None:
     from bilevel import plan
+    from bilevel.finished import current
 
-    values = _configuration(arguments.config or ["config.yaml"])
-    finished = set(_current(values, arguments.results / "runs"))
-    chosen = _checked(values)
+    chosen = _checked(_configuration(arguments.config or ["config.yaml"]))
+    finished = set(current(chosen, arguments.results / "runs"))
     print(plan.text(plan.make(chosen, arguments.results, finished), arguments.cores or os.cpu_count() or 1))
     if arguments.save is not None:
         plan.write(plan.measured(arguments.results), arguments.save)
@@ -598,24 +483,27 @@ def _reference(arguments: argparse.Namespace) -> None:
 
 
 def _tables(arguments: argparse.Namespace) -> None:
+    from bilevel import config
+    from bilevel.finished import finished
+
     configuration = _configuration(arguments.config)
+    chosen = config.read(configuration)
     folders = []
-    for folder, outdated in _finished(configuration, arguments.runs):
+    for folder, outdated in finished(chosen, arguments.runs):
         if outdated:
             raise UserError(
                 f"{folder / 'record.json'}: {outdated}; delete the folder {folder} and run again, or name the file "
                 "after `snakemake --forcerun`"
             )
         folders.append(folder)
-    _collect(configuration, folders, arguments.output)
+    _collect(configuration, chosen, folders, arguments.output)
     not_ahead_of_the_clock(*(folder / "record.json" for folder in folders))
 
 
-def _collect(configuration: dict[str, Any], folders: list[Path], output: Path) -> None:
-    from bilevel import config, tables
+def _collect(configuration: dict[str, Any], chosen: Config, folders: list[Path], output: Path) -> None:
+    from bilevel import tables
 
-    runs = config.read(configuration).runs()
-    expected = [(run.study, run.method, seed) for run in runs for seed in run.seeds]
+    expected = [(run.study, run.method, seed) for run in chosen.runs() for seed in run.seeds]
     tables.collect(folders, output, expected=expected, configuration=configuration, commit=_commit())
 
 
@@ -642,56 +530,20 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _partial(arguments: argparse.Namespace) -> None:
-    from bilevel import claims, plots, report
+    from bilevel import claims, config, plots, report
+    from bilevel.finished import current
 
     # beside the workflow's own tables and page, which it would otherwise take for its own work
     results, decks = arguments.results / "partial", Path("report/decks.yaml")
     tables = results / "tables"
     configuration = _configuration(arguments.config)
-    _collect(configuration, _current(configuration, arguments.results / "runs"), tables)
+    chosen = config.read(configuration)
+    _collect(configuration, chosen, current(chosen, arguments.results / "runs"), tables)
     claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
     for deck in plots.FIGURES:
         plots.draw_all(deck, tables, results / "figures" / deck, decks)
     report.render(tables, results / "figures", decks, results / "report.html", Path("report/reference"))
     print(f"report with gaps: {results / 'report.html'}", file=sys.stderr)
-
-
-def _current(configuration: dict[str, Any], runs: Path) -> list[Path]:
-    """Folders of finished runs that have today's settings, data and code; older ones count as missing."""
-    return [folder for folder, outdated in _finished(configuration, runs) if not outdated]
-
-
-def _finished(configuration: dict[str, Any], runs: Path) -> Iterator[tuple[Path, str]]:
-    """Folder of each run that has a record, and what of it is not of today, if anything.
-
-    Snakemake sees to it that runs are made again; but it knows of those only that it made in this very folder.
-    """
-    from bilevel import config, registry
-
-    chosen = config.read(configuration)
-    for run in chosen.runs():
-        study, folder = chosen.studies[run.study], runs / run.folder
-        if not (folder / "record.json").exists():
-            continue
-        record = _json_object(folder / "record.json")
-        code = registry.run_code_hash(study.task, study.methods[run.method].method)
-        outdated = ""
-        if record.get("code_hash") != code:
-            outdated = f"this run was made by other code ({record.get('code_hash')}, today's is {code})"
-        elif record.get("spec") != json.loads(chosen.spec(run.study, run.method)):
-            outdated = "this run was made with other settings than today's"
-        elif list(record.get("data") or {}) != ([study.data] if study.data else []):
-            outdated = f"this run was made on other data than {study.data}"
-        yield folder, outdated
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file says; empty where that is no object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _schema(arguments: argparse.Namespace) -> None:
@@ -712,19 +564,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
-
-
-def keep_memory() -> None:
-    """Have the C library keep freed memory.
-
-    A training step frees and asks for the same megabytes over and over; giving them back to the system each time costs
-    up to a fifth of the run. No effect where the C library is not glibc.
-    """
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    try:
-        library = ctypes.CDLL("libc.so.6")
-        library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(top_pad, 2**26)
-        library.mallopt(mmap_max, 0)
-    except (OSError, AttributeError):
-        return
