@@ -139,6 +139,15 @@ class Browser:
             options["clip"] = {**box, "scale": 1}
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **options)["data"]))
 
+    def pieces(self, stem: Path, height: int = 4000) -> None:
+        """Write PNGs of the whole page, one below the other: of very long ones Chromium leaves most blank."""
+        self.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+        end: int = self.evaluate("document.documentElement.scrollHeight")
+        for number, top in enumerate(range(0, end, height)):
+            # scrolled to, and on the screen for a moment, so that everything is drawn
+            self.evaluate(f"scrollTo(0, {top}); new Promise((done) => setTimeout(done, 300))")
+            self.screenshot(stem.with_name(f"{stem.name}-{number:02}.png"), full=False)
+
     def pdf(self, path: Path) -> None:
         """Print the page on A4."""
         found = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=True)
@@ -248,13 +257,13 @@ _BOX = """(() => {
 
 
 def main(page: Path, folder: Path) -> None:
-    """Leave screenshots of a phone and of a desk, light and dark."""
+    """Leave screenshots of a phone and of a desk, light and dark, in pieces from top to bottom."""
     folder.mkdir(parents=True, exist_ok=True)
     with Browser() as browser:
         for width in (400, 1300):
             for dark in (False, True):
-                browser.open(page, width, dark=dark)
-                browser.screenshot(folder / f"{width}-{'dark' if dark else 'light'}.png")
+                browser.open(page, width, 4000, dark=dark)
+                browser.pieces(folder / f"{width}-{'dark' if dark else 'light'}")
         print("\n".join(browser.console) or "console: nothing")
         print("\n".join(browser.outgoing()) or "network: nothing")
 

@@ -237,7 +237,7 @@ def test_a_loop_goes_on_with_seeds_that_are_done_or_diverged(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("task", ["cleaning_corrected", "lenet_l2", "learned_optimizer", "distillation_images"])
+@pytest.mark.parametrize("task", sorted({smoke().studies[case.study].task for case in CASES}))
 def test_an_interrupted_run_on_a_gpu(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, gpu = next(case for case in CASES if smoke().studies[case.study].task == task), torch.device("cuda")
     torch.use_deterministic_algorithms(True)

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from tree import ROOT, Tree, variables
 
-from bilevel import config, plain_yaml
+from bilevel import cli, config, plain_yaml
 from bilevel.report import render
 from bilevel.settings import SettingsError
 
@@ -133,6 +133,47 @@ def test_names_cannot_leave_the_results_folder(place: str, name: str) -> None:
         config.read(values)
 
 
+def test_no_study_takes_the_place_of_the_teachers_files() -> None:
+    values = of_one_study("bias_quadratic")
+    values["studies"]["teachers"] = values["studies"].pop("bias_quadratic")
+    with pytest.raises(SettingsError, match=r"studies: teachers: the files of teachers are called so"):
+        config.read(values)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "<b>x", "", "a\n", "x" * 81])
+def test_a_kept_run_has_a_name_that_stays_in_its_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["reference", name, "--results", str(tmp_path), "--output", str(tmp_path / "kept")])
+    assert not list(tmp_path.iterdir())
+
+
+RUN = {"deck": "000", "task": "bias", "settings": {"problem": "quadratic"}, "method": "unrolled"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "cleaning_published", "settings": {}, "method": "drmad"}, "--data: a data set is needed"),
+        ({"settings": 3}, "--spec: settings: expected keys and values, got 3"),
+        ({"method_settings": [1]}, "--spec: method_settings: expected keys and values"),
+        ({"settings": {"problem": "quadratic", "inner_steps": 10**26}}, "inner_steps: expected at most 2^53"),
+        (
+            {"task": "distillation_synthetic_corrected", "settings": {}, "method": "none"},
+            "--teachers: distillation_synthetic_corrected needs some",
+        ),
+    ],
+)
+def test_a_job_asked_for_by_hand_is_refused_in_words(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {**RUN, "method_settings": {}, "device": "cpu", "threads": 1, **change}
+    given = ["--study", "a", "--method", "b", "--seeds", "0", "--output", str(tmp_path / "o"), "--spec"]
+    with pytest.raises(SystemExit):
+        cli.main(["run", *given, json.dumps(spec)])
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("study", "key", "value"),
     [
@@ -170,6 +211,11 @@ def test_seeds_that_make_too_long_a_name_or_too_many_jobs_are_refused() -> None:
         ("a: 1\nb: 2\na: 3", "the key 'a' is there twice"),
         ("a: {b: 1, b: 2}", "the key 'b' is there twice"),
         ("a: [", "expected the node content"),
+        ("a: 2024-13-45", "'2024-13-45' cannot be read as timestamp; put text between quotes"),
+        ("a: !!int zz", "'zz' cannot be read as int"),
+        ("a: " + "9" * 5000, "cannot be read as int"),
+        ("a: &a {b: *a}", r"\*a stands within what it stands for"),
+        ("a: " + "[" * 3000 + "]" * 3000, "values are nested too deeply"),
     ],
 )
 def test_yaml_is_plain_values_with_every_key_once(text: str, message: str, tmp_path: Path) -> None:
@@ -190,9 +236,9 @@ def test_merged_keys_may_be_overridden() -> None:
     [
         ("__use_yte__: true\nx: ?1+1", "__use_yte__: code in a configuration is not allowed"),
         ("a: !!python/object/apply:os.mkdir ['made']", "not valid"),
-        ("studies: {../../made: {deck: '000', task: bias, seeds: 1, methods: {a: {method: none}}}}", "match pattern"),
+        ("studies: {../../made: {deck: '000', task: bias, seeds: 1, methods: {a: {method: none}}}}", "small letters"),
         ("studies:\n  memory: {seeds: 1}\n  memory: {seeds: 2}", "the key 'memory' is there twice"),
-        ("studies: []", "studies: input should be a valid dictionary"),
+        ("studies: []", "studies: expected keys and values"),
         ("studies: {bias_quadratic: {seeds: .nan}}", "seeds: .*expected a number of seeds"),
     ],
 )

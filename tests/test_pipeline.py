@@ -102,7 +102,7 @@ def test_comments_and_newer_files_re_run_nothing(tree: Tree) -> None:
         ("data: mnist_5k", "data: mnist_5000", "unknown data set; there are mnist_5k"),
         ("seeds: 3", "seeds: [-1]", "expected a number of seeds from 1, or a list of seeds from 0"),
         ("settings: {outer_steps: 10}", "settings: {learning_rate: 1e-3}", "write 1.0e-03, with a point"),
-        ("directories: []", "directories: [nowhere]", "data.directories: no such directory: nowhere"),
+        ("directories: []", "directories: [nowhere]", "data.directories.0: no such directory: nowhere"),
     ],
 )
 def test_a_wrong_configuration_stops_before_any_job(tree: Tree, old: str, new: str, message: str) -> None:

@@ -102,7 +102,8 @@ def test_a_record_of_other_settings_is_scaled_by_the_work(tmp_path: Path) -> Non
     found = row(plan.make(larger, tmp_path, set(), NOWHERE), "cleaning")
     assert (found.runs, found.scaled) == (2, 2)
     # ten times the steps, twice the seeds a job
-    assert found.core_hours == pytest.approx(2 * (2 + 100 * 10 * 2 + plan.STARTUP) / 3600)
+    fixed = plan._FIXED
+    assert found.core_hours == pytest.approx(2 * (fixed + (102 - fixed) * 10 * 2 + plan.STARTUP) / 3600)
 
 
 def test_threads_count_as_cores(tmp_path: Path) -> None:
@@ -125,7 +126,7 @@ def test_a_search_of_more_trials_takes_longer(tmp_path: Path) -> None:
     record(tmp_path, changed(), 2, seconds=32.0)
     more = changed(studies__distilled__methods={"tpe": {"method": "tpe", "trials": 12}})
     assert row(plan.make(more, tmp_path, set(), NOWHERE), "distilled").core_hours == pytest.approx(
-        (2 + 30 * 2 + plan.STARTUP) / 3600
+        (plan._FIXED + (32 - plan._FIXED) * 2 + plan.STARTUP) / 3600
     )
 
 
@@ -261,6 +262,20 @@ def test_the_command_takes_files_or_json(tmp_path: Path, capsys: pytest.CaptureF
     assert "On 2 cores: about" in said[0]
     cli.main(["plan", "--config", str(file), "--results", str(results), "--save", str(tmp_path / "kept.csv")])
     assert len(plan.read(tmp_path / "kept.csv")) == 1
+
+
+def test_a_broken_record_is_left_out(tmp_path: Path) -> None:
+    folder = record(tmp_path, changed())
+    assert len(plan.measured(tmp_path)) == 1
+    (folder / "record.json").write_text('{"spec', encoding="utf-8")
+    assert plan.measured(tmp_path) == []
+
+
+def test_short_runs_are_scaled_too(tmp_path: Path) -> None:
+    record(tmp_path, changed(), seconds=1.1)
+    larger = changed(studies__cleaning__settings={"outer_steps": 1000})
+    found = row(plan.make(larger, tmp_path, set(), NOWHERE), "cleaning")
+    assert found.core_hours > 90 * found.runs * 1.0 / 3600
 
 
 def test_the_command_refuses_wrong_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -382,6 +382,11 @@ def browser() -> Iterator[Browser]:
         yield opened
 
 
+def test_every_metric_of_a_claim_has_a_name() -> None:
+    metrics = {claim.metric for claim in claims.load(DECKS.parent / "claims.yaml")}
+    assert metrics - set(load(DECKS).metrics) == set()
+
+
 @needs_chromium
 def test_nothing_is_asked_of_the_network_and_nothing_is_logged(results: Path) -> None:
     with Browser() as browser:

@@ -21,7 +21,8 @@ VALUES: dict[str, Any] = {
             "task": "bias",
             "seeds": 2,
             "settings": {"problem": "quadratic"},
-            "methods": {"a": {"method": "none"}, "b": {"method": "drmad"}},
+            # a number that YAML would take for text
+            "methods": {"a": {"method": "none"}, "b": {"method": "conjugate_gradient", "tolerance": 1e-13}},
         },
         "two": {
             "deck": "004",
@@ -116,6 +117,8 @@ def test_a_run_is_done_with_a_record_of_these_settings_only(results: Path) -> No
     assert found["one/a/0"].state == "done"
     assert found["one/a/1"][2:6] == ("done", "outer step 3/25", None, "outer_loss 0.25; 1 seeds diverged")
     assert found["one/b/0"].state == "running"
+    log(results, "one/b/0", LINE + "one b: 1 of 1 seeds ok, 9.1 s\n")  # and has ended
+    assert states(results)["one/b/0"][2:6] == ("waiting", "", None, "was made with other settings")
 
 
 def test_a_teacher_is_done_with_its_digest(results: Path) -> None:
@@ -148,10 +151,12 @@ def test_the_command_prints_one_table(results: Path, capsys: pytest.CaptureFixtu
         cli.main(["watch", "--results", str(results), "--once"])
     assert "no pipeline was started here" in capsys.readouterr().err
     (results / "config.json").write_text(config.read(VALUES).model_dump_json(), encoding="utf-8")
+    record(results, "one/b/0")
     cli.main(["watch", "--results", str(results), "--once"])
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert said.count("waiting") == 1
+    assert ["one", "3", "1"] in [line.split() for line in said.splitlines()], "one is done"
     assert "total" in said
 
 

@@ -442,8 +442,16 @@ def _margin(claim: Claim) -> str:
 
 def _published(claim: Claim) -> str:
     if isinstance(claim, Bound):
-        return f"tested as {'at most' if claim.better == 'lower' else 'at least'} {claim.limit:g}"
+        return f"tested as {'at most' if claim.better == 'lower' else 'at least'} {_figure(claim.limit)}"
     return str(claim.published or "") if isinstance(claim, Comparison) else ""
+
+
+def _figure(value: float) -> str:
+    """0.000001 as 10⁻⁶."""
+    exponent = math.log10(value) if value > 0 else 0.0
+    if abs(exponent) < 4 or exponent != round(exponent):
+        return f"{value:g}"
+    return "10" + f"{exponent:.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _judge(case: _Case, test: _Test) -> tuple[Verdict, int | None, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except BrokenPipeError:  # whoever read this, such as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror or error}", file=sys.stderr)
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: memory was used up: {error or 'an allocation failed'}\n{_LESS_MEMORY}", file=sys.stderr)
         raise SystemExit(1) from None
 
+
+_LONGEST_NAME = 80
 
 _LESS_MEMORY = """What helps: fewer seeds_per_job, fewer jobs at a time (--cores), smaller sizes in settings, or more
 memory (mem_mb of the rule, on a cluster)."""
@@ -117,7 +123,7 @@ def _add_plan(commands: _Commands) -> None:
     )
     _add_config(parser, default="config.yaml")
     _add_results(parser)
-    parser.add_argument("--cores", type=int, help="of the machine; default: those of this one")
+    parser.add_argument("--cores", type=_count, help="of the machine; default: those of this one")
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="also write the times of the runs in RESULTS to a CSV file"
     )
@@ -136,7 +142,7 @@ def _add_watch(commands: _Commands) -> None:
     _add_results(parser)
     parser.add_argument("--once", action="store_true", help="print one table and end")
     parser.add_argument("--all", action="store_true", help="show every run, not only what is running or has failed")
-    parser.add_argument("--seconds", type=float, default=5.0, help="between two tables; default: %(default)s")
+    parser.add_argument("--seconds", type=_seconds, default=5.0, help="between two tables; default: %(default)s")
 
 
 def _add_reference(commands: _Commands) -> None:
@@ -148,7 +154,7 @@ def _add_reference(commands: _Commands) -> None:
         "which takes hours.",
         "bilevel reference full",
     )
-    parser.add_argument("name", help="of the run, as the page will call it: a folder in FOLDER")
+    parser.add_argument("name", type=_name, help="of the run, as the page will call it: a folder in FOLDER")
     _add_results(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("report/reference"), metavar="FOLDER", help="default: %(default)s"
@@ -370,16 +376,38 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         type=Path,
+        metavar="FILE",
         help="a .safetensors file for the state while the command runs: killed and started again, it goes on from "
         "there; removed at the end",
     )
     parser.add_argument(
         "--checkpoint-seconds",
-        type=float,
+        type=_seconds,
         default=15.0,
         metavar="SECONDS",
         help="from one save to the next (default: 15); 0: at every step",
     )
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d{1,9}(\.\d*)?", text):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return float(text)
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _name(text: str) -> str:
+    """As names in the configuration are: it is that of a folder."""
+    from bilevel.settings import NAME, WORDS
+
+    if not re.fullmatch(NAME, text) or len(text) > _LONGEST_NAME:
+        raise argparse.ArgumentTypeError(f"{WORDS[NAME]}, at most {_LONGEST_NAME}, got {text[:_LONGEST_NAME]!r}")
+    return text
 
 
 def _data(arguments: argparse.Namespace) -> None:
@@ -434,19 +462,19 @@ def _plan(arguments: argparse.Namespace) -> None:
     from bilevel import plan
     from bilevel.finished import current
 
-    chosen = _checked(_configuration(arguments.config or ["config.yaml"]))
+    chosen = _checked(arguments.config or ["config.yaml"])
     finished = set(current(chosen, arguments.results / "runs"))
     print(plan.text(plan.make(chosen, arguments.results, finished), arguments.cores or os.cpu_count() or 1))
     if arguments.save is not None:
         plan.write(plan.measured(arguments.results), arguments.save)
 
 
-def _checked(values: dict[str, Any]) -> Config:
+def _checked(given: list[str]) -> Config:
     """The configuration, with the settings of tasks and methods looked at too."""
     from bilevel import config
 
-    chosen = config.read(values)
-    config.check(chosen)
+    chosen = config.read(_configuration(given), _source(given))
+    config.check(chosen, _source(given))
     return chosen
 
 
@@ -456,7 +484,9 @@ def _watch(arguments: argparse.Namespace) -> None:
     kept = arguments.results / "config.json"
     if not arguments.config and not kept.exists():
         raise UserError(f"{kept}: no pipeline was started here; name its configuration: --config config.yaml")
-    chosen = config.read(_configuration(arguments.config or [str(kept)]))
+    # JSON text: as YAML, 1e-13 would be text
+    given = arguments.config or [kept.read_text(encoding="utf-8")]
+    chosen = config.read(_configuration(given), _source(arguments.config or [str(kept)]))
     try:
         watch.watch(chosen, arguments.results, once=arguments.once, every=arguments.all, pause=arguments.seconds)
     except KeyboardInterrupt:
@@ -467,13 +497,22 @@ def _configuration(given: list[str]) -> dict[str, Any]:
     """The configuration as --config has it: JSON text, or files laid over one another."""
     from bilevel import config
 
-    if not given[0].lstrip().startswith("{"):
+    if not _is_json(given):
         return config.layered(map(Path, given))
     try:
         found: dict[str, Any] = json.loads(given[0])
     except ValueError as error:
         raise UserError(f"--config: no JSON: {error}") from None
     return found
+
+
+def _is_json(given: list[str]) -> bool:
+    return given[0].lstrip().startswith("{")
+
+
+def _source(given: list[str]) -> str:
+    """What messages call the configuration."""
+    return "--config" if _is_json(given) else " + ".join(given)
 
 
 def _reference(arguments: argparse.Namespace) -> None:
@@ -487,7 +526,7 @@ def _tables(arguments: argparse.Namespace) -> None:
     from bilevel.finished import finished
 
     configuration = _configuration(arguments.config)
-    chosen = config.read(configuration)
+    chosen = config.read(configuration, _source(arguments.config))
     folders = []
     for folder, outdated in finished(chosen, arguments.runs):
         if outdated:
@@ -537,7 +576,7 @@ def _partial(arguments: argparse.Namespace) -> None:
     results, decks = arguments.results / "partial", Path("report/decks.yaml")
     tables = results / "tables"
     configuration = _configuration(arguments.config)
-    chosen = config.read(configuration)
+    chosen = config.read(configuration, _source(arguments.config))
     _collect(configuration, chosen, current(chosen, arguments.results / "runs"), tables)
     claims.write(Path("report/claims.yaml"), tables / "scalars.csv", tables / "claims.csv")
     for deck in plots.FIGURES:

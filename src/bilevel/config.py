@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bilevel import plain_yaml
 from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
-from bilevel.settings import Count, SettingsError, explain
+from bilevel.settings import DECK, NAME, Count, SettingsError, explain
 
 MAX_SEED = 2**31 - 1
 MAX_SEEDS = 100_000
@@ -28,7 +28,7 @@ def _portable(name: str) -> str:
     return name
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9_.]*[a-z0-9_])?$", max_length=80), AfterValidator(_portable)]
+Name = Annotated[str, Field(pattern=NAME, max_length=80), AfterValidator(_portable)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -123,7 +123,7 @@ class Study(_Strict):
     methods: a name for each, used in files, tables and claims.
     """
 
-    deck: Annotated[str, Field(pattern=r"^\d{3}$")]
+    deck: Annotated[str, Field(pattern=DECK)]
     task: str
     data: DataName | None = None
     teacher: Name | None = None
@@ -191,6 +191,13 @@ class Config(_Strict):
     compute: Compute = Compute()
     teachers: dict[Name, Teacher] = {}
     studies: Annotated[dict[Name, Study], Field(min_length=1)]
+
+    @field_validator("studies")
+    @classmethod
+    def _no_study_is_called_teachers(cls, value: dict[str, Study]) -> dict[str, Study]:
+        if "teachers" in value:
+            raise ValueError("teachers: the files of teachers are called so; choose another name for the study")
+        return value
 
     def runs(self) -> Iterator[Run]:
         """Every job that the configuration asks for."""
@@ -313,21 +320,21 @@ def check(config: Config, source: str = "config.yaml") -> None:
     from bilevel.tasks import create_method, task_class
 
     found = [
-        f"data.directories: no such directory: {path}"
-        for path in config.data.directories
+        f"data.directories.{number}: no such directory: {path}"
+        for number, path in enumerate(config.data.directories)
         if not Path(path).expanduser().is_dir()
     ]
     for name, chosen in config.teachers.items():
-        found += _checked_teacher(chosen, f"teachers.{name}.settings")
+        found += _checked_teacher(chosen, f"teachers.{name}")
     for name, study in config.studies.items():
         counts = {} if study.data is None else data.counts(study.data)
-        in_settings = _checked_task(study, {}, counts, f"studies.{name}.settings")
+        in_settings = _checked_task(study, {}, counts, f"studies.{name}", "settings")
         found += in_settings
         found += _checked_need_of_teacher(config, study, f"studies.{name}.teacher", settings_fit=not in_settings)
         for label, method in study.methods.items():
             in_task = in_settings
             if method.task and not in_settings:
-                in_task = _checked_task(study, method.task, counts, f"studies.{name}.methods.{label}.task")
+                in_task = _checked_task(study, method.task, counts, f"studies.{name}", f"methods.{label}.task")
                 found += in_task
             try:
                 created = create_method(study.task, method.method, method.settings)
@@ -372,7 +379,10 @@ def schema() -> dict[str, Any]:
     return result
 
 
-def _checked_task(study: Study, other: Mapping[str, Any], counts: Mapping[str, int], prefix: str) -> list[str]:
+def _checked_task(
+    study: Study, other: Mapping[str, Any], counts: Mapping[str, int], prefix: str, place: str
+) -> list[str]:
+    """What is wrong with the task's settings, which stand at that place of a study."""
     from bilevel.tasks import task_class
 
     task = task_class(study.task)
@@ -380,7 +390,7 @@ def _checked_task(study: Study, other: Mapping[str, Any], counts: Mapping[str, i
         _check_kind(study.data, task.data_kind)
         task.check_data(task.read_settings({**study.settings, **other}), study.data, counts)
     except SettingsError as error:
-        return _prefixed(prefix, error)
+        return _prefixed_on_data(prefix, place, error)
     return []
 
 
@@ -401,7 +411,7 @@ def _checked_teacher(chosen: Teacher, prefix: str) -> list[str]:
         _check_kind(chosen.data, kind.data_kind)
         kind.check_data(kind.read_settings(chosen.settings), chosen.data, counts)
     except SettingsError as error:
-        return _prefixed(prefix, error)
+        return _prefixed_on_data(prefix, "settings", error)
     return []
 
 
@@ -434,6 +444,12 @@ def _checked_need_of_teacher(config: Config, study: Study, prefix: str, *, setti
         lines = (line.removeprefix("teacher: ") for line in str(error).splitlines())
         return [f"{prefix}: {study.teacher}: {line}" for line in lines]
     return []
+
+
+def _prefixed_on_data(prefix: str, place: str, error: SettingsError) -> list[str]:
+    """What is said of `data` is no setting of the task: the key stands beside `settings`."""
+    lines = _prefixed(f"{prefix}.{place}", error)
+    return [line.replace(f"{prefix}.{place}.data: ", f"{prefix}.data: ", 1) for line in lines]
 
 
 def _prefixed(prefix: str, error: SettingsError) -> list[str]:

@@ -1,12 +1,13 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bilevel.errors import FileError
 
@@ -55,6 +56,15 @@ def write_together(folder: Path, contents: Mapping[str, str]) -> None:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())  # a full disk shows here at the latest, before any file is renamed
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file says; empty where there is no file, or something else in it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def not_ahead_of_the_clock(*paths: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from bilevel import registry
 from bilevel.config import Config
+from bilevel.files import read_object
 
 
 def current(config: Config, runs: Path) -> list[Path]:
@@ -24,7 +25,7 @@ def finished(config: Config, runs: Path) -> Iterator[tuple[Path, str]]:
     for run in config.runs():
         folder = runs / run.folder
         if (folder / "record.json").exists():
-            yield folder, _outdated(config, run.study, run.method, _json_object(folder / "record.json"))
+            yield folder, _outdated(config, run.study, run.method, read_object(folder / "record.json"))
 
 
 def _outdated(config: Config, study: str, row: str, record: dict[str, Any]) -> str:
@@ -37,12 +38,3 @@ def _outdated(config: Config, study: str, row: str, record: dict[str, Any]) -> s
     if list(record.get("data") or {}) != ([chosen.data] if chosen.data else []):
         return f"this run was made on other data than {chosen.data}"
     return ""
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    """What a JSON file says; empty where that is no object."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

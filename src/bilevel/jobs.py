@@ -18,11 +18,12 @@ import torch
 from bilevel import preloaded, registry, results, teachers
 from bilevel.checkpoint import CheckpointFile
 from bilevel.config import MAX_SEED
-from bilevel.data import Corpus, Dataset
+from bilevel.data import Corpus, Dataset, Split
 from bilevel.data import load as load_data
 from bilevel.errors import UserError
 from bilevel.files import not_ahead_of_the_clock
 from bilevel.progress import say
+from bilevel.settings import OnData, Settings
 from bilevel.tasks import create_method, task_class
 from bilevel.tasks import run as run_task
 
@@ -75,7 +76,9 @@ def teacher(name: str, seed: int, spec: dict[str, Any], files: Files) -> None:
     device = _prepared_device(spec)
     kind = teachers.teacher_class(spec["teacher"])
     code = registry.teacher_code_hash(spec["teacher"])
-    training = kind(name, kind.read_settings(spec["settings"]), files.dataset(), device)
+    settings, dataset = kind.read_settings(spec["settings"]), files.dataset()
+    _check_data(kind, settings, dataset)
+    training = kind(name, settings, dataset, device)
     made_of = {**spec, "data": files.digests()}
     checkpoint = _checkpoint(files, device, settings=[name, seed, spec], code=code, data=made_of["data"])
     training.checkpoint = checkpoint.root
@@ -104,6 +107,9 @@ def run(study: str, row: str, seeds: Sequence[int], spec: dict[str, Any], files:
     # taken before the work, so that an edit while a job runs is seen afterwards
     code = registry.run_code_hash(spec["task"], spec["method"])
     dataset = files.dataset()
+    _check_data(task, settings, dataset)
+    if bool(files.teachers) != (task.teacher_kind is not None):
+        raise UserError(f"--teachers: {spec['task']} {'needs some' if task.teacher_kind else 'distills none'}")
     found = [teachers.load(digest) for digest in files.teachers]
     made_of = {
         "data": files.digests(),
@@ -164,10 +170,30 @@ def _checkpoint(files: Files, device: torch.device, **made_of: Any) -> Checkpoin
 def _check_spec(spec: Any, keys: set[str], seeds: Sequence[int]) -> None:
     if not isinstance(spec, dict) or set(spec) != keys:
         raise UserError(f"--spec: expected a JSON object with the keys {', '.join(sorted(keys))}")
+    wrong = [key for key in ("settings", "method_settings") if not isinstance(spec.get(key, {}), dict)]
+    if wrong:
+        raise UserError(f"--spec: {wrong[0]}: expected keys and values, got {spec[wrong[0]]!r}")
     if not isinstance(spec["threads"], int) or spec["threads"] < 1:
         raise UserError(f"--spec: threads must be 1 or more, got {spec['threads']!r}")
     if len(set(seeds)) < len(seeds) or not all(0 <= seed <= MAX_SEED for seed in seeds):
         raise UserError(f"--seeds: expected different seeds from 0 to {MAX_SEED}, got {seeds}")
+
+
+def _check_data(kind: type[OnData], settings: Settings, dataset: Dataset | Corpus | None) -> None:
+    """UserError where what --data names does not serve."""
+    try:
+        if dataset is None:
+            kind.check_data(settings, None, {})
+            return
+        found = "images" if isinstance(dataset, Dataset) else "text"
+        if found != kind.data_kind:
+            raise UserError(f"data: a data set of {kind.data_kind} is needed, and {dataset.name} is one of {found}")
+        sizes = {
+            name: len(split.labels if isinstance(split, Split) else split.en) for name, split in dataset.splits.items()
+        }
+        kind.check_data(settings, dataset.name, sizes)
+    except UserError as error:
+        raise UserError(f"--{error}" if str(error).startswith("data: ") else str(error)) from None
 
 
 def _check_teachers(files: Files, seeds: Sequence[int]) -> None:

@@ -23,17 +23,18 @@ from typing import Any, NamedTuple
 
 from bilevel import work
 from bilevel.config import Config
-from bilevel.files import replacing
+from bilevel.files import read_object, replacing
 from bilevel.settings import SettingsError
 from bilevel.statistics import MOST_SEEDS
 
 REFERENCE = Path("report/reference/seconds.csv")
 """Measured times that come with the code, made by `bilevel plan --save`."""
 
-STARTUP = 4.0
-"""Seconds of a core that a job takes besides its run: the interpreter, torch, and Snakemake's part."""
+STARTUP = 0.5
+"""Seconds of a core that a job takes besides its run, on the machine of snakemake itself. (Elsewhere it imports torch
+first, which takes some seconds more.)"""
 
-_FIXED = 2.0
+_FIXED = 0.1
 """Seconds of a run that do not depend on its size."""
 
 _TEACHER_SECONDS = re.compile(r"^teacher .*; ([\d.]+) s$", re.MULTILINE)
@@ -216,7 +217,7 @@ def write(found: Iterable[Measured], path: Path) -> None:
     table.writerow(Measured._fields)
     for each in found:
         spec = json.dumps(each.spec, sort_keys=True)
-        table.writerow([spec, each.data, each.seeds, f"{each.seconds:.1f}", f"{each.memory_mb:.0f}", each.device])
+        table.writerow([spec, each.data, each.seeds, f"{each.seconds:.3f}", f"{each.memory_mb:.0f}", each.device])
     with replacing(path) as file:
         file.write(text.getvalue().encode())
 
@@ -231,6 +232,10 @@ def text(plan: Plan, cores: int) -> str:
     if total.runs > total.done:
         wall = max(total.core_hours / cores, total.longest)
         parts.append(f"On {cores} cores: about {_hours(wall)}, of which the longest job takes {_hours(total.longest)}.")
+        largest = max(rows, key=lambda row: row.core_hours)
+        if largest.core_hours > total.core_hours / 2 and len(rows) > 1:
+            rest = _total([row for row in rows if row is not largest])
+            parts[-1] += f"\nWithout {largest.name}: about {_hours(max(rest.core_hours / cores, rest.longest))}."
     if total.scaled:
         parts.append(
             "scaled: from runs of other settings or on other data, by the work there is to do; right within about a "
@@ -259,7 +264,9 @@ def aligned(lines: Sequence[tuple[str, ...]], left: Collection[int] = (0, -1)) -
 
 def _jobs(results: Path) -> Iterator[Measured]:
     for path in sorted((results / "runs").glob("*/*/*/record.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_object(path)
+        if not record:  # broken: Snakemake makes it again
+            continue
         yield Measured(
             record["spec"],
             next(iter(record["data"]), ""),
@@ -269,7 +276,9 @@ def _jobs(results: Path) -> Iterator[Measured]:
             record["device"].split()[0],
         )
     for path in sorted((results / "teachers").glob("*/*.json")):
-        spec = json.loads(path.read_text(encoding="utf-8"))["spec"]
+        spec = read_object(path).get("spec")
+        if not spec:
+            continue
         log = results / "logs" / path.relative_to(results).with_suffix(".log")
         seconds = _TEACHER_SECONDS.findall(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
         if seconds:

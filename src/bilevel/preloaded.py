@@ -136,7 +136,7 @@ def serve(place: Path, master: int, command: Callable[[list[str]], None]) -> NoR
     # before the imports, so that an edit meanwhile is seen, and nothing that these do to the environment
     code, environment = _code(), _read_at_import(os.environ)
     _import_all()
-    _Server(listener, end, code, environment, command).answer()
+    _Server(place, listener, end, code, environment, command).answer()
 
 
 def _import_all() -> None:
@@ -162,12 +162,14 @@ class _Server:
 
     def __init__(
         self,
+        place: Path,
         listener: socket.socket,
         end: int,
         code: dict[str, int],
         environment: dict[str, str],
         command: Callable[[list[str]], None],
     ) -> None:
+        self._place = place
         self._listener, self._code, self._environment, self._command = listener, code, environment, command
         self._callers: dict[int, socket.socket] = {}  # of each fork that has not ended
         self._waiting = selectors.DefaultSelector()
@@ -180,6 +182,7 @@ class _Server:
                 key.data()
 
     def _end(self) -> None:
+        self._place.unlink(missing_ok=True)
         raise SystemExit
 
     def _accept(self) -> None:

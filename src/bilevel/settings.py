@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,20 @@ _LONGEST = 120  # characters of a key or a value that a message shows
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 """Of the dataclasses whose fields are settings: every key known, every value of its own type."""
+
+NAME = r"^[a-z0-9]([a-z0-9_.]*[a-z0-9_])?$"
+DECK = r"^\d{3}$"
+
+WORDS = {
+    NAME: "expected small letters, digits, _ and . (not at an end)",
+    DECK: 'expected three digits between quotes, such as "000"',
+}
+"""What is allowed, of the patterns above."""
+
+_KEYS_AND_VALUES = {"dict_type", "model_type", "model_attributes_type", "dataclass_type", "mapping_type"}
+
+MAX_WHOLE = 2**53
+"""The largest whole number in settings: above it, floats hold some of them only, and counters overflow."""
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -33,6 +47,7 @@ class Configurable:
     @classmethod
     def create(cls, settings: dict[str, Any]) -> Self:
         """With these settings; SettingsError where they do not fit."""
+        _check_whole_numbers(settings)
         try:
             return cls(**settings)
         except ValidationError as error:
@@ -55,6 +70,7 @@ class OnData:
     @classmethod
     def read_settings(cls, settings: dict[str, Any]) -> Settings:
         """Checked settings; SettingsError where they do not fit."""
+        _check_whole_numbers(settings)
         try:
             return cls.settings_class(**settings)
         except ValidationError as error:
@@ -78,7 +94,7 @@ def explain(error: ValidationError, prefix: str = "") -> str:
 
 
 def _explain_one(item: dict[str, Any], prefix: str) -> str:
-    parts = map(_shown, item["loc"])
+    parts = [_shown(part) for part in item["loc"] if part != "[key]"]  # what is said of a name is said of the name
     path = ".".join([prefix, *parts] if prefix else parts)
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{path}: unknown key"
@@ -88,7 +104,35 @@ def _explain_one(item: dict[str, Any], prefix: str) -> str:
     if isinstance(item["input"], str) and _EXPONENT.match(item["input"]):
         value = f"{float(item['input']):.1e}"
         hint = f" (YAML reads {item['input']} as text: write {value}, with a point)"
-    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {_shortened(repr(item['input']))}{hint}"
+    return f"{path}: {_message(item)}, got {_shortened(repr(item['input']))}{hint}"
+
+
+def _message(item: dict[str, Any]) -> str:
+    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in WORDS:
+        return WORDS[item["ctx"]["pattern"]]
+    if item["type"] in _KEYS_AND_VALUES:
+        return "expected keys and values"
+    text = str(item["msg"]).removeprefix("Value error, ")
+    return f"{text[0].lower()}{text[1:]}"
+
+
+def _check_whole_numbers(settings: Mapping[str, Any]) -> None:
+    large = [f"{path}: expected at most 2^53" for path, value in _leaves(settings, "") if _is_too_large(value)]
+    if large:
+        raise SettingsError("\n".join(large))
+
+
+def _is_too_large(value: object) -> bool:
+    return isinstance(value, int) and abs(value) > MAX_WHOLE
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+        return
+    for key, inner in items:
+        yield from _leaves(inner, f"{path}.{_shown(key)}" if path else _shown(key))
 
 
 def _shown(key: str | int) -> str:

@@ -12,9 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from bilevel.config import Config
+from bilevel.files import read_object
 from bilevel.plan import aligned
 from bilevel.progress import ENDED
 
@@ -24,6 +25,8 @@ SILENT = 600.0
 _TAIL = 8192  # bytes of a log that are looked at
 
 _PROGRESS = re.compile(r"^.+?: (?P<step>[a-z ]+ \d+/\d+), [\d.]+ s, (?P<left>[\d.]+) s left(?:, (?P<note>.*))?$")
+
+_FINISHED = re.compile(r"^teacher .*; [\d.]+ s$|: \d+ of \d+ seeds ok, [\d.]+ s$")
 
 _Word = Literal["running", "silent", "failed", "waiting", "done"]
 
@@ -56,11 +59,11 @@ def jobs(config: Config, results: Path, now: float | None = None) -> Iterator[Jo
     now = time.time() if now is None else now
     for path in sorted({path for run in config.runs() for path in config.teachers_of(run)}):
         spec = json.loads(config.teacher_spec(path.partition("/")[0]))
-        digest = _read(results / "teachers" / f"{path}.json").get("spec", {})
+        digest = read_object(results / "teachers" / f"{path}.json").get("spec", {})
         done = bool(digest) and {key: digest.get(key) for key in spec} == spec
         yield _job(f"teacher {path}", "teachers", results / "logs" / "teachers" / f"{path}.log", now, done)
     for run in config.runs():
-        record = _read(results / "runs" / run.folder / "record.json")
+        record = read_object(results / "runs" / run.folder / "record.json")
         done = bool(record) and record.get("spec") == json.loads(config.spec(run.study, run.method))
         job = _job(run.folder, run.study, results / "logs" / "runs" / f"{run.folder}.log", now, done)
         diverged = list(record.get("status", {}).values()).count("diverged") if done else 0
@@ -109,6 +112,8 @@ def _job(name: str, study: str, log: Path, now: float, done: bool) -> Job:
     if done:
         return Job(name, study, "done", step, None, note)
     age = max(0.0, now - written)
+    if any(_FINISHED.search(line) for line in lines[begin:]):
+        return Job(name, study, "waiting", "", None, "was made with other settings", age)
     if any(line.endswith(ENDED) for line in lines[begin:]):
         return Job(name, study, "waiting", step, left, "goes on from its checkpoint", age)
     if reason := _failure(lines[begin:]):
@@ -136,15 +141,6 @@ def _tail(log: Path) -> tuple[list[str], float | None]:
         return [line for line in content.splitlines() if line.strip()], log.stat().st_mtime
     except OSError:
         return [], None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or another process is at it."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _duration(seconds: float | None, after: str = "") -> str:

@@ -13,8 +13,6 @@ from bilevel.report.source import Cell, study_of
 
 Scale = tuple[float, float]
 
-NOT_THERE = {"slide": "not on the slide", "article": "not in the article"}
-
 
 def section(look: Lookup, deck: Deck) -> Section:
     """A deck with its blocks in order."""
@@ -164,7 +162,8 @@ def _row(look: Lookup, row: Row, block: SlideTable, deck: Deck, scales: Mapping[
             value = look.value(study, method, quantity.metric) if method else Value(gap=words.DASH)
             same = not _other_data(look, study, block, deck)
             cells.append(_beside(value, cell, quantity, metric, told, scales[quantity.metric], same))
-    return TableRow(row.name, cells, row.note, "" if row.on_slide else NOT_THERE[block.source], row.best)
+    absent = f"not {'on' if block.source == 'slide' else 'in'} the {block.source}"
+    return TableRow(row.name, cells, row.note, "" if row.on_slide else absent, row.best)
 
 
 def _beside(
@@ -185,7 +184,8 @@ def _beside(
     inside = ""
     if slide is not None and same and cell.low is not None and cell.high is not None:
         inside = "inside" if cell.low <= slide <= cell.high else "outside"
-    return replace(value, mark=mark(cell.mean, cell.low, cell.high, scale, slide), inside=inside)
+    drawn = mark(cell.mean, cell.low, cell.high, scale, slide)
+    return replace(value, mark=drawn, inside=inside, source=quantity.slide.lower())
 
 
 def bare(value: Value) -> Value:

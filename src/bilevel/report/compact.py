@@ -17,6 +17,9 @@ from bilevel.plots.svg import is_straight, relative
 TOLERANCE = 0.07
 """Points (a tenth of a pixel on a desk) that a line may be moved by leaving out some of its places."""
 
+_LONG = 500
+"""Characters of a path from which on it is not written twice."""
+
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _NOT_TURNED = re.compile(r"rotate\(-?0(?:\.0*)? [^)]*\)")
 _NUMBER = re.compile(r"-?[\d.]+")
@@ -28,6 +31,7 @@ class Sheet:
     def __init__(self) -> None:
         self._classes: dict[str, str] = {}
         self._defined: dict[str, str] = {}
+        self._drawn: dict[tuple[tuple[str, str], ...], str] = {}
         self._ids = 0
 
     def css(self) -> str:
@@ -40,6 +44,22 @@ class Sheet:
             self._shorten_style(element)
         self._shorten_ids(root)
         _tidy(root, in_defs=False)
+        for element in root.iter("path"):
+            self._draw_once(element)
+
+    def _draw_once(self, path: Element) -> None:
+        """Hundreds of points that were drawn just so before are drawn as there."""
+        drawn = path.get("d", "")
+        if len(drawn) < _LONG or "id" in path.attrib:
+            return
+        looks = tuple(sorted(path.attrib.items()))
+        if looks in self._drawn:
+            path.tag = "use"
+            del path.attrib["d"]
+            path.set("href", f"#{self._drawn[looks]}")
+        else:
+            self._drawn[looks] = self._new_id()
+            path.set("id", self._drawn[looks])
 
     def _shorten_style(self, element: Element) -> None:
         style = element.attrib.pop("style", "").strip().rstrip(";").replace(": ", ":").replace("; ", ";")

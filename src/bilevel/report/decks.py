@@ -85,18 +85,21 @@ class SlideTable(_Model):
     """The slide's own table, its figures beside what came out in each of the studies.
 
     comparable: whether levels can be compared, as they cannot on other data or in another size than the slide's.
-    source: what the figures are of, in words.
     """
 
     kind: Literal["slide_table"]
     comparable: bool = True
-    source: Literal["slide", "article"] = "slide"
     title: str
     text: str = ""
     caption: str
     studies: tuple[str, ...]
-    quantities: tuple[Quantity, ...]
+    quantities: Annotated[tuple[Quantity, ...], Field(min_length=1)]
     rows: tuple[Row, ...]
+
+    @property
+    def source(self) -> str:
+        """What the figures are of, in words: the slide, an article, a log."""
+        return self.quantities[0].slide.lower()
 
 
 class Figure(_Model):

@@ -26,7 +26,10 @@ class Mark:
 
 @dataclass(frozen=True)
 class Value:
-    """A cell of a table. `gap` stands in the place of a number; `sort` is what the column is sorted on."""
+    """A cell of a table. `gap` stands in the place of a number; `sort` is what the column is sorted on.
+
+    inside: `inside` or `outside`, where the figure of a source (a slide, a log) is by the interval.
+    """
 
     text: str = ""
     unit: str = ""
@@ -37,6 +40,7 @@ class Value:
     sort: str = ""
     mark: Mark | None = None
     inside: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bilevel.report import blocks, verdicts, words
 from bilevel.report.decks import Decks
 from bilevel.report.lookup import Lookup, said_once, slug
 from bilevel.report.model import Column, Notice, Page, Ran, Section, Table, TableRow, Tables, Value
-from bilevel.report.source import Source, number, run_of
+from bilevel.report.source import Source, number, run_of, study_of
 
 
 def page(decks: Decks, source: Source) -> Page:
@@ -124,7 +124,7 @@ def _products(look: Lookup) -> Table:
 
 
 def _timing(look: Lookup) -> Table:
-    """Seconds and memory of every job."""
+    """Seconds and memory of every job of this run."""
     rows = [
         TableRow(
             look.method(row["method"]),
@@ -137,11 +137,15 @@ def _timing(look: Lookup) -> Table:
             ],
         )
         for row in look.source.timing
+        if row["study"] == study_of(row["study"])
     ]
     columns = [Column("Study"), Column("Seeds")]
     columns += [Column(name, "number") for name in ("Seconds", "Seconds per seed", "Peak memory, MB")]
     columns += [Column("Device"), Column("Threads", "number")]
-    caption = words.prose("One row a job. These vary from one time to the next; nothing else on the page does.")
+    about = "One row a job. These vary from one time to the next; nothing else on the page does."
+    if look.source.references:
+        about += " What earlier runs took is in their `report/reference/<run>/timing.csv`."
+    caption = words.prose(about)
     return Table("timing", "Method", columns, rows, caption)
 
 
