@@ -241,6 +241,20 @@ def test_other_data_than_the_slides_is_said_and_nothing_is_called_inside(results
     assert "slide outside" not in text
 
 
+def test_a_large_page_is_warned_of(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = (results / "tables", results / "figures", DECKS, tmp_path / "report.html")
+    render(*arguments)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "reference").mkdir()
+    monkeypatch.setattr("bilevel.report._LARGE", 100_000)
+    render(*arguments, tmp_path / "reference")
+    said = capsys.readouterr().err
+    assert re.search(r"warning: .*report.html has \d+\.\d MB", said)
+    assert "fewer studies in" in said
+
+
 def test_a_page_is_rendered_from_nothing_at_all(tmp_path: Path) -> None:
     render(tmp_path / "tables", tmp_path / "figures", DECKS, tmp_path / "report.html")
     words_ = plain((tmp_path / "report.html").read_text())

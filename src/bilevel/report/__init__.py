@@ -8,11 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel.files import replacing
+from bilevel.progress import say
 from bilevel.report.decks import load
 from bilevel.report.page import html
 from bilevel.report.source import Source
 
 __all__ = ["render"]
+
+_LARGE = 2_000_000
+"""Bytes of a page."""
 
 
 def render(tables: Path, figures: Path, decks_file: Path, output: Path, references: Path | None = None) -> None:
@@ -31,6 +35,9 @@ def render(tables: Path, figures: Path, decks_file: Path, output: Path, referenc
         SourceError: a table is there but is not what it should be.
         FileError: the output cannot be written.
     """
-    text = html(load(decks_file), Source.read(tables, figures, references))
+    content = html(load(decks_file), Source.read(tables, figures, references)).encode()
     with replacing(output) as file:
-        file.write(text.encode())
+        file.write(content)
+    if len(content) > _LARGE:
+        advice = f"; fewer studies in {references} make it smaller" if references else ""
+        say(f"warning: {output} has {len(content) / 1e6:.1f} MB, which takes a phone seconds to show{advice}")
