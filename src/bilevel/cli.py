@@ -462,9 +462,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     from bilevel import plan
     from bilevel.finished import current
 
-    chosen = _checked(arguments.config or ["config.yaml"])
+    given = arguments.config or ["config.yaml"]
+    chosen = _checked(given)
     finished = set(current(chosen, arguments.results / "runs"))
-    print(plan.text(plan.make(chosen, arguments.results, finished), arguments.cores or os.cpu_count() or 1))
+    reference = (Path() if _is_json(given) else Path(given[0]).parent) / plan.REFERENCE
+    made = plan.make(chosen, arguments.results, finished, reference)
+    print(plan.text(made, arguments.cores or os.cpu_count() or 1))
     if arguments.save is not None:
         plan.write(plan.measured(arguments.results), arguments.save)
 
