@@ -97,5 +97,5 @@ def test_kept_runs_are_of_presets_and_can_be_read(folder: Path) -> None:
     for study in source.studies():
         assert study in preset["studies"]
         assert study in known
-        assert source.configured(study)["settings"] == preset["studies"][study].get("settings", {})
+        assert (source.configured(study).get("settings") or {}) == preset["studies"][study].get("settings", {})
     assert "dirty" not in source.provenance["commit"]

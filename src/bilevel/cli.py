@@ -465,8 +465,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     given = arguments.config or ["config.yaml"]
     chosen = _checked(given)
     finished = set(current(chosen, arguments.results / "runs"))
-    reference = (Path() if _is_json(given) else Path(given[0]).parent) / plan.REFERENCE
-    made = plan.make(chosen, arguments.results, finished, reference)
+    beside = Path() if _is_json(given) else Path(given[0]).parent  # the working folder may be another
+    reference = beside / plan.REFERENCE
+    made = plan.make(chosen, arguments.results, finished, reference if reference.exists() else plan.REFERENCE)
     print(plan.text(made, arguments.cores or os.cpu_count() or 1))
     if arguments.save is not None:
         plan.write(plan.measured(arguments.results), arguments.save)
