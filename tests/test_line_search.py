@@ -155,7 +155,8 @@ def test_strong_wolfe_conditions_hold(found: Line, initial: float, slope: float,
 def test_armijo_takes_the_first_step_that_decreases_enough(
     found: Line, initial: float, shrink: float, slope: float
 ) -> None:
-    chosen = Armijo(initial=initial, shrink=shrink, slope=slope).choose(found)
+    # of small steps, each nine tenths of the one before, 50 may not be enough
+    chosen = Armijo(initial=initial, shrink=shrink, slope=slope, limit=500).choose(found)
     for seed, size in enumerate(chosen.squeeze(-1).tolist()):
         start, steepness = dense(found, seed, 0.0)
         assert size > 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bilevel import preloaded, registry, results, teachers
+from bilevel import peak_memory, preloaded, registry, results, teachers
 from bilevel.checkpoint import CheckpointFile
 from bilevel.config import MAX_SEED
 from bilevel.data import Corpus, Dataset, Split
@@ -141,7 +141,7 @@ def run(study: str, row: str, seeds: Sequence[int], spec: dict[str, Any], files:
         **results.surroundings(device),
         "seconds": checkpoint.earlier + time.perf_counter() - begin,
         "resumed": checkpoint.resumed,
-        "peak_memory_mb": results.peak_memory_mb() + preloaded.shared_mb(),
+        "peak_memory_mb": peak_memory.of_process() / 1e6 + preloaded.shared_mb(),
         "started": started,
     }
     results.save(result, files.output, study=study, method=row, seeds=seeds, record=record)

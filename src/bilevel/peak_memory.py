@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import resource
+import sys
 from pathlib import Path
 
 import torch
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+_earlier = 0
+"""Peak of the process before the last `begin`, in bytes."""
 
 
 def begin(device: torch.device) -> int | None:
@@ -16,7 +21,9 @@ def begin(device: torch.device) -> int | None:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
+    global _earlier
     try:
+        _earlier = max(_earlier, _status("VmHWM"))
         # freed memory that the C library keeps would be taken from first, and show in no peak
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         RESET.write_text("5")  # the peak becomes what is held now
@@ -33,6 +40,17 @@ def peak(device: torch.device) -> int | None:
         return _status("VmHWM")
     except OSError:
         return None
+
+
+def of_process() -> int:
+    """The peak of this process's memory since it began its program, in bytes, whatever `begin` has begun."""
+    try:
+        return max(_earlier, _status("VmHWM"))
+    except OSError:
+        # where there is no such file. What a process was before it ran its program, such as a copy of a large Python
+        # that started it, is in this number too
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return found if sys.platform == "darwin" else found * 1024
 
 
 def _status(key: str) -> int:

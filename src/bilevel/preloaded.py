@@ -109,7 +109,7 @@ def shared_mb() -> float:
 def _files_mb() -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssFile:"):
-            return int(line.split()[1]) / 1e3
+            return int(line.split()[1]) * 1024 / 1e6
     return 0.0
 
 

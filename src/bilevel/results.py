@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import platform
-import resource
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from importlib.metadata import version
@@ -176,12 +174,6 @@ def surroundings(device: torch.device) -> dict[str, Any]:
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
     }
-
-
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _by_step(
