@@ -1,5 +1,6 @@
 """Settings shared by all tests."""
 
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,8 +12,9 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 
-# how long an example takes says more of the machine's load than of the code
-settings.register_profile("bilevel", deadline=None)
+# how long an example takes says more of the machine's load than of the code; where a change is judged, the examples are
+# the same every time, and everywhere else they are new ones
+settings.register_profile("bilevel", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("bilevel")
 
 
