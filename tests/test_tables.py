@@ -385,7 +385,8 @@ def test_what_a_run_writes_can_be_collected(tmp_path: Path) -> None:
     import torch
 
     from bilevel.columns import WHOLE_RUN
-    from bilevel.results import Histogram, Result, peak_memory_mb, save, surroundings
+    from bilevel import peak_memory
+    from bilevel.results import Histogram, Result, save, surroundings
 
     values = {"test_accuracy_max": torch.tensor([0.1, math.nan], dtype=torch.float64)}
     bins = [Histogram(seed, "weight", "wrong", 0.0, 0.5, 3) for seed in (0, 1)]
@@ -399,7 +400,7 @@ def test_what_a_run_writes_can_be_collected(tmp_path: Path) -> None:
         "task": "cleaning",
         "deck": "000",
     }
-    record |= {"started": "2025-01-01T00:00:00", "peak_memory_mb": peak_memory_mb()}
+    record |= {"started": "2025-01-01T00:00:00", "peak_memory_mb": peak_memory.of_process() / 1e6}
     record |= surroundings(torch.device("cpu"))
     save(result, tmp_path / "run", study="s", method="m", seeds=[0, 1], record=record)
     collect([tmp_path / "run"], tmp_path / "out")
