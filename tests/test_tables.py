@@ -384,8 +384,8 @@ def test_files_are_replaced_not_rewritten(tmp_path: Path) -> None:
 def test_what_a_run_writes_can_be_collected(tmp_path: Path) -> None:
     import torch
 
-    from bilevel.columns import WHOLE_RUN
     from bilevel import peak_memory
+    from bilevel.columns import WHOLE_RUN
     from bilevel.results import Histogram, Result, save, surroundings
 
     values = {"test_accuracy_max": torch.tensor([0.1, math.nan], dtype=torch.float64)}
