@@ -47,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-_LONGEST_NAME = 80
-
 _LESS_MEMORY = """What helps: fewer seeds_per_job, fewer jobs at a time (--cores), smaller sizes in settings, or more
 memory (mem_mb of the rule, on a cluster)."""
 
@@ -154,7 +152,7 @@ def _add_reference(commands: _Commands) -> None:
         "which takes hours.",
         "bilevel reference full",
     )
-    parser.add_argument("name", type=_name, help="of the run, as the page will call it: a folder in FOLDER")
+    parser.add_argument("name", help="of the run, as the page will call it: a folder in FOLDER")
     _add_results(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("report/reference"), metavar="FOLDER", help="default: %(default)s"
@@ -401,15 +399,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _name(text: str) -> str:
-    """As names in the configuration are: it is that of a folder."""
-    from bilevel.settings import NAME, WORDS
-
-    if not re.fullmatch(NAME, text) or len(text) > _LONGEST_NAME:
-        raise argparse.ArgumentTypeError(f"{WORDS[NAME]}, at most {_LONGEST_NAME}, got {text[:_LONGEST_NAME]!r}")
-    return text
-
-
 def _data(arguments: argparse.Namespace) -> None:
     from bilevel import data
 
@@ -427,15 +416,15 @@ def _preload(arguments: argparse.Namespace) -> None:
 def _teacher(arguments: argparse.Namespace) -> None:
     from bilevel import jobs
 
-    kept = {"checkpoint": arguments.checkpoint, "checkpoint_seconds": arguments.checkpoint_seconds}
-    jobs.teacher(arguments.name, arguments.seed, arguments.spec, jobs.Files(arguments.output, arguments.data, **kept))
+    files = jobs.Files(arguments.output, arguments.data, (), arguments.checkpoint, arguments.checkpoint_seconds)
+    jobs.teacher(arguments.name, arguments.seed, arguments.spec, files)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from bilevel import jobs
 
-    kept = {"checkpoint": arguments.checkpoint, "checkpoint_seconds": arguments.checkpoint_seconds}
-    files = jobs.Files(arguments.output, arguments.data, tuple(arguments.teachers), **kept)
+    teachers = tuple(arguments.teachers)
+    files = jobs.Files(arguments.output, arguments.data, teachers, arguments.checkpoint, arguments.checkpoint_seconds)
     jobs.run(arguments.study, arguments.method, arguments.seeds, arguments.spec, files)
 
 
@@ -520,9 +509,9 @@ def _source(given: list[str]) -> str:
 
 
 def _reference(arguments: argparse.Namespace) -> None:
-    from bilevel import references
+    from bilevel import config, references
 
-    references.keep(arguments.results / "tables", arguments.output / arguments.name)
+    references.keep(arguments.results / "tables", arguments.output / config.check_name(arguments.name))
 
 
 def _tables(arguments: argparse.Namespace) -> None:

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bilevel import plain_yaml
 from bilevel.registry import all_method_names, method_names, own_method_names, task_names, teacher_names
@@ -348,6 +357,14 @@ def check(config: Config, source: str = "config.yaml") -> None:
         raise SettingsError(f"{source} cannot be used:\n{_indented(lines)}")
 
 
+def check_name(name: str) -> str:
+    """A name as those of studies are: that of a folder; SettingsError where it is none."""
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise SettingsError(explain(error, "name")) from None
+
+
 def check_writable(folder: str) -> None:
     """SettingsError where results cannot be written to `folder`."""
     path = Path(folder)
@@ -387,14 +404,15 @@ def _checked_task(
 
     task = task_class(study.task)
     try:
-        _check_kind(study.data, task.data_kind)
+        check_kind(study.data, task.data_kind)
         task.check_data(task.read_settings({**study.settings, **other}), study.data, counts)
     except SettingsError as error:
         return _prefixed_on_data(prefix, place, error)
     return []
 
 
-def _check_kind(name: str | None, wanted: str) -> None:
+def check_kind(name: str | None, wanted: str) -> None:
+    """SettingsError where a data set is not made of images, or of text, as is wanted."""
     from bilevel import data
 
     if name is not None and (found := data.kind(name)) != wanted:
@@ -408,7 +426,7 @@ def _checked_teacher(chosen: Teacher, prefix: str) -> list[str]:
     kind = teacher_class(chosen.teacher)
     counts = {} if chosen.data is None else data.counts(chosen.data)
     try:
-        _check_kind(chosen.data, kind.data_kind)
+        check_kind(chosen.data, kind.data_kind)
         kind.check_data(kind.read_settings(chosen.settings), chosen.data, counts)
     except SettingsError as error:
         return _prefixed_on_data(prefix, "settings", error)

@@ -17,8 +17,8 @@ import torch
 
 from bilevel import peak_memory, preloaded, registry, results, teachers
 from bilevel.checkpoint import CheckpointFile
-from bilevel.config import MAX_SEED
-from bilevel.data import Corpus, Dataset, Split
+from bilevel.config import MAX_SEED, check_kind
+from bilevel.data import Corpus, Dataset, counts
 from bilevel.data import load as load_data
 from bilevel.errors import UserError
 from bilevel.files import not_ahead_of_the_clock
@@ -43,10 +43,10 @@ class Files:
     """
 
     output: Path
-    data: Path | None = None
-    teachers: tuple[Path, ...] = ()
-    checkpoint: Path | None = None
-    checkpoint_seconds: float = 15.0
+    data: Path | None
+    teachers: tuple[Path, ...]
+    checkpoint: Path | None
+    checkpoint_seconds: float
 
     def dataset(self) -> Dataset | Corpus | None:
         """The data, checked against their digest."""
@@ -182,16 +182,9 @@ def _check_spec(spec: Any, keys: set[str], seeds: Sequence[int]) -> None:
 def _check_data(kind: type[OnData], settings: Settings, dataset: Dataset | Corpus | None) -> None:
     """UserError where what --data names does not serve."""
     try:
-        if dataset is None:
-            kind.check_data(settings, None, {})
-            return
-        found = "images" if isinstance(dataset, Dataset) else "text"
-        if found != kind.data_kind:
-            raise UserError(f"data: a data set of {kind.data_kind} is needed, and {dataset.name} is one of {found}")
-        sizes = {
-            name: len(split.labels if isinstance(split, Split) else split.en) for name, split in dataset.splits.items()
-        }
-        kind.check_data(settings, dataset.name, sizes)
+        name = None if dataset is None else dataset.name
+        check_kind(name, kind.data_kind)
+        kind.check_data(settings, name, {} if name is None else counts(name))
     except UserError as error:
         raise UserError(f"--{error}" if str(error).startswith("data: ") else str(error)) from None
 

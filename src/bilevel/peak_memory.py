@@ -23,11 +23,11 @@ def begin(device: torch.device) -> int | None:
         return torch.cuda.memory_allocated(device)
     global _earlier
     try:
-        _earlier = max(_earlier, _status("VmHWM"))
+        _earlier = max(_earlier, status("VmHWM"))
         # freed memory that the C library keeps would be taken from first, and show in no peak
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         RESET.write_text("5")  # the peak becomes what is held now
-        return _status("VmRSS")
+        return status("VmRSS")
     except (OSError, AttributeError):
         return None
 
@@ -37,7 +37,7 @@ def peak(device: torch.device) -> int | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        return _status("VmHWM")
+        return status("VmHWM")
     except OSError:
         return None
 
@@ -45,7 +45,7 @@ def peak(device: torch.device) -> int | None:
 def of_process() -> int:
     """The peak of this process's memory since it began its program, in bytes, whatever `begin` has begun."""
     try:
-        return max(_earlier, _status("VmHWM"))
+        return max(_earlier, status("VmHWM"))
     except OSError:
         # where there is no such file. What a process was before it ran its program, such as a copy of a large Python
         # that started it, is in this number too
@@ -53,7 +53,7 @@ def of_process() -> int:
         return found if sys.platform == "darwin" else found * 1024
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
     """A quantity of memory of this process, in bytes."""
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{key}:"):

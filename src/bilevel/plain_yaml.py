@@ -15,7 +15,7 @@ class _Loader(yaml.SafeLoader):
         self._open: list[str | None] = []  # anchors of the values that are being read
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # so in PyYAML's stubs
         if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
             text = f"*{event.anchor} stands within what it stands for"
             mark: Any = event.start_mark

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 from bilevel import work
 from bilevel.config import Config
 from bilevel.files import read_object, replacing
+from bilevel.progress import FINISHED
 from bilevel.settings import SettingsError
 from bilevel.statistics import MOST_SEEDS
 
@@ -36,8 +36,6 @@ first, which takes some seconds more.)"""
 
 _FIXED = 0.1
 """Seconds of a run that do not depend on its size."""
-
-_TEACHER_SECONDS = re.compile(r"^teacher .*; ([\d.]+) s$", re.MULTILINE)
 
 
 class Measured(NamedTuple):
@@ -280,7 +278,7 @@ def _jobs(results: Path) -> Iterator[Measured]:
         if not spec:
             continue
         log = results / "logs" / path.relative_to(results).with_suffix(".log")
-        seconds = _TEACHER_SECONDS.findall(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
+        seconds = FINISHED.findall(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else []
         if seconds:
             device = "cuda" if spec["device"] == "cuda" else "cpu"
             yield Measured(_as_run(spec), next(iter(spec["data"]), ""), 1, float(seconds[-1]), 0.0, device)

@@ -107,10 +107,9 @@ def shared_mb() -> float:
 
 
 def _files_mb() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssFile:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+    from bilevel import peak_memory  # which imports torch
+
+    return peak_memory.status("RssFile") / 1e6
 
 
 def serve(place: Path, master: int, command: Callable[[list[str]], None]) -> NoReturn:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 from collections.abc import Callable
 
 ENDED = "ended by a signal; run again to go on from here"
 """What a process says last whose state was kept when it was told to end."""
+
+FINISHED = re.compile(r"^(?:teacher .*;|.*: \d+ of \d+ seeds ok,) ([\d.]+) s$", re.MULTILINE)
+"""What a job says last that has left its results, and the seconds it took."""
 
 
 class Progress:

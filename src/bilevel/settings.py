@@ -21,7 +21,7 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 NAME = r"^[a-z0-9]([a-z0-9_.]*[a-z0-9_])?$"
 DECK = r"^\d{3}$"
 
-WORDS = {
+_WORDS = {
     NAME: "expected small letters, digits, _ and . (not at an end)",
     DECK: 'expected three digits between quotes, such as "000"',
 }
@@ -108,8 +108,8 @@ def _explain_one(item: dict[str, Any], prefix: str) -> str:
 
 
 def _message(item: dict[str, Any]) -> str:
-    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in WORDS:
-        return WORDS[item["ctx"]["pattern"]]
+    if item["type"] == "string_pattern_mismatch" and item["ctx"]["pattern"] in _WORDS:
+        return _WORDS[item["ctx"]["pattern"]]
     if item["type"] in _KEYS_AND_VALUES:
         return "expected keys and values"
     text = str(item["msg"]).removeprefix("Value error, ")

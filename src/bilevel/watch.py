@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from bilevel.config import Config
 from bilevel.files import read_object
 from bilevel.plan import aligned
-from bilevel.progress import ENDED
+from bilevel.progress import ENDED, FINISHED
 
 SILENT = 600.0
 """Seconds without a line in the log after which nobody knows whether a job is still at work."""
@@ -25,8 +25,6 @@ SILENT = 600.0
 _TAIL = 8192  # bytes of a log that are looked at
 
 _PROGRESS = re.compile(r"^.+?: (?P<step>[a-z ]+ \d+/\d+), [\d.]+ s, (?P<left>[\d.]+) s left(?:, (?P<note>.*))?$")
-
-_FINISHED = re.compile(r"^teacher .*; [\d.]+ s$|: \d+ of \d+ seeds ok, [\d.]+ s$")
 
 _Word = Literal["running", "silent", "failed", "waiting", "done"]
 
@@ -112,7 +110,7 @@ def _job(name: str, study: str, log: Path, now: float, done: bool) -> Job:
     if done:
         return Job(name, study, "done", step, None, note)
     age = max(0.0, now - written)
-    if any(_FINISHED.search(line) for line in lines[begin:]):
+    if any(FINISHED.search(line) for line in lines[begin:]):
         return Job(name, study, "waiting", "", None, "was made with other settings", age)
     if any(line.endswith(ENDED) for line in lines[begin:]):
         return Job(name, study, "waiting", step, left, "goes on from its checkpoint", age)

@@ -96,7 +96,7 @@ def panel(title: str, lines: Sequence[Line], missing: Sequence[str], scale: Scal
 
 def box(labels: Sequence[str]) -> tuple[float, float, float, float]:
     """Where the axes are, as shares of the panel, so that lines of these names can be named."""
-    right = max([RIGHT, *(_NAME + text_width(label, SIZE) + _NAME / 20 for label in labels)])
+    right = max([RIGHT, *(_NAME + text_width(label, SIZE) + 0.02 for label in labels)])
     return LEFT / WIDTH, BOTTOM / HEIGHT, 1 - (LEFT + right) / WIDTH, 1 - (BOTTOM + TOP) / HEIGHT
 
 
